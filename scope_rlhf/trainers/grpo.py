@@ -1,0 +1,217 @@
+"""GRPO with any objective: TRL's GRPOTrainer with its inlined loss replaced by a call of the loss core."""
+
+import json
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import ProcessorMixin
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOTrainer
+
+from scope_rlhf.losses import fill_masked, reduce_loss
+from scope_rlhf.models.positions import derive_positions
+from scope_rlhf.objectives import PolicyInputs, describe_objective
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.rewards import guard_reward, probe_reward
+
+OBJECTIVE_FILE = "objective.json"
+# The strength of these is relative to advantages of unit spread (paper: z-scored, eq. 9).
+NEEDS_UNIT_SPREAD = ("scope", "focal", "policy_entropy")
+
+
+class ScopeGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer that minimises `args.objective`.
+
+    Generation, vLLM and its importance ratio, tool masks, reward functions and models, reference KL with the bias
+    correction, evaluation and Hub push are the parent's. Advantages are the parent's group-relative ones, expanded to
+    tokens; `log_ratio` is per token, or the sequence mean expanded to tokens (importance_sampling_level="sequence").
+    The loss is reduce_loss(objective, loss_type) plus beta times the k3 KL, on TRL's scale, so that the objective
+    `ppo` gives the parent's loss and gradient.
+
+    Metrics, beside the parent's of generation and rewards: `objective/<stat>`, `kl`, `entropy` and
+    `clip_ratio/region_mean`, each a masked sum over a count, both summed over micro-batches and ranks between two logs.
+
+    Dropout is off and positions follow the attention mask (`derive_positions`). Resuming is refused off a generation
+    boundary, and when the objective or its file has changed (unless args.allow_objective_change).
+
+    Raises ValueError at construction for what is not supported, by name, and for reward functions that fail a trial
+    call; during training for a reward that is NaN or infinite, before the update.
+    """
+
+    _name = "Scope GRPO"
+
+    def __init__(self, model, reward_funcs=None, args: ScopeGRPOConfig | None = None, **kwargs: Any):
+        if args is None:
+            args = ScopeGRPOConfig("scope-grpo")
+        if not isinstance(args, ScopeGRPOConfig):
+            raise ValueError(f"args must be a ScopeGRPOConfig, got {type(args).__name__}: it names the objective.")
+        if isinstance(kwargs.get("processing_class"), ProcessorMixin):
+            raise ValueError("processing_class is a multimodal processor; ScopeGRPOTrainer trains text models only.")
+        _check_dataset(kwargs.get("train_dataset"), "train_dataset")
+        _check_dataset(kwargs.get("eval_dataset"), "eval_dataset")
+        self.objective = args.make_objective()
+        if args.scale_rewards == "none" and args.objective in NEEDS_UNIT_SPREAD:
+            warnings.warn(
+                f"scale_rewards='none' leaves advantages on the scale of the reward, and alpha of {args.objective} is "
+                "relative to advantages of unit spread; use scale_rewards='group' or 'batch'.",
+                stacklevel=2,
+            )
+        functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        functions = [guard_reward(f) if callable(f) and not isinstance(f, nn.Module) else f for f in functions]
+        super().__init__(model, [f for f in functions if f is not None], args, **kwargs)
+        if self.aux_loss_enabled:
+            raise ValueError("mixture-of-experts balancing (output_router_logits) is not supported: set it to False.")
+        for each in (self.model, self.ref_model):
+            if each is not None:
+                derive_positions(each)
+        self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zero), "eval": defaultdict(_zero)}
+        if args.probe_rewards and isinstance(self.train_dataset, Dataset):
+            rows = [self.train_dataset[i] for i in range(min(2, len(self.train_dataset)))]
+            extra = {"trainer_state": self.state, "log_extra": _ignore, "log_metric": _ignore}
+            for function in self.reward_funcs:
+                if not isinstance(function, nn.Module):
+                    probe_reward(function, rows, self._tokenizer.eos_token_id, **extra)
+
+    def _compute_loss(self, model, inputs):
+        prompt_mask, completion_mask = inputs["prompt_mask"], inputs["completion_mask"]
+        mask = (completion_mask * inputs["tool_mask"] if "tool_mask" in inputs else completion_mask).bool()
+        log_probs, entropy, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([prompt_mask, completion_mask], dim=1),
+            mask.size(1),
+            compute_entropy=True,
+        )
+        old_log_probs = inputs.get("old_per_token_logps")
+        old_log_probs = log_probs.detach() if old_log_probs is None else old_log_probs
+        log_probs, old_log_probs, entropy = (fill_masked(x, mask) for x in (log_probs, old_log_probs, entropy))
+        log_ratio = log_probs - old_log_probs
+        if self.importance_sampling_level == "sequence":
+            log_ratio = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+            log_ratio = log_ratio.expand_as(log_probs)
+        advantages = inputs["advantages"]
+        advantages = advantages.unsqueeze(1).expand_as(log_probs) if advantages.dim() == 1 else advantages
+        if not getattr(self.objective, "needs_entropy", False):
+            entropy = entropy.detach()
+        policy = self.objective(PolicyInputs(log_probs, advantages, old_log_probs, log_ratio, entropy))
+        per_token, stats = policy.per_decision, {f"objective/{k}": v for k, v in policy.stats.items()}
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            per_token = per_token * inputs["importance_sampling_ratio"]
+        if self.beta != 0.0:
+            log_gap = fill_masked(inputs["ref_per_token_logps"], mask) - log_probs
+            kl = torch.exp(log_gap) - log_gap - 1
+            kl = kl * log_ratio.exp() if self.args.use_bias_correction_kl else kl
+            per_token, stats["kl"] = per_token + self.beta * kl, kl.detach()
+        self._accumulate({**stats, "entropy": entropy.detach()}, mask)
+        return self._reduce(per_token, mask, inputs["num_items_in_batch"])
+
+    def _reduce(self, per_token: Tensor, mask: Tensor, num_items_in_batch: Tensor) -> Tensor:
+        """The scalar loss on TRL's scale: already divided by gradient accumulation; dapo over the global token count."""
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1.0
+        if self.loss_type == "dapo":
+            # The count spans the generation batch and all processes; take it to one accumulation window and rank.
+            count = num_items_in_batch.clamp(min=1.0) / self.accelerator.num_processes
+            if self.model.training:
+                count = count * accumulation / self.args.steps_per_generation
+            return reduce_loss(per_token, mask, "dapo", normalizer=count)
+        horizon = self.max_completion_length if self.loss_type == "dr_grpo" else None
+        return reduce_loss(per_token, mask, self.loss_type, normalizer=horizon) / accumulation
+
+    def _accumulate(self, stats: dict[str, Tensor], mask: Tensor) -> None:
+        """Add masked sums and the count of counted tokens, on the device, without a sync."""
+        sums = self._sums["train" if self.model.training else "eval"]
+        sums["count"] = sums["count"] + mask.sum()
+        for name, values in stats.items():
+            sums[name] = sums[name] + fill_masked(values, mask).sum(dtype=torch.float64)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        sums = self._sums[mode]
+        if sums:
+            # Every rank holds the same names: one collective for all.
+            totals = torch.stack([x.to(self.accelerator.device, torch.float64) for x in sums.values()])
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            means = dict(zip(sums, (totals / totals[0].clamp(min=1)).tolist(), strict=True))
+            del means["count"]
+            for name, value in means.items():
+                self._metrics[mode][name] = [value]
+            if "objective/clip_fraction" in means:
+                self._metrics[mode]["clip_ratio/region_mean"] = [means["objective/clip_fraction"]]
+            sums.clear()
+        super().log(logs, start_time)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for column, (name, function) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
+            # None of a function arrives as NaN and is legal; a model has no None.
+            bad = rewards[:, column].isinf() if not isinstance(function, nn.Module) else ~rewards[:, column].isfinite()
+            if bad.any():
+                row = int(bad.nonzero()[0])
+                value = rewards[row, column].item()
+                raise ValueError(f"reward {name} gave {value} for row {row} of the batch; no update was made with it.")
+        return rewards
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if resume_from_checkpoint:
+            folder = resume_from_checkpoint
+            folder = get_last_checkpoint(self.args.output_dir or ".") if folder is True else folder
+            if folder is None:
+                raise ValueError(f"no checkpoint in {self.args.output_dir}; check --resume_from_checkpoint.")
+            self._step = self._check_checkpoint(Path(str(folder)))
+            resume_from_checkpoint = str(folder)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_checkpoint(self, folder: Path) -> int:
+        """The number of micro-batches before the checkpoint; ValueError where the run could not go on exactly."""
+        state, objective = folder / "trainer_state.json", folder / OBJECTIVE_FILE
+        if not state.exists():
+            raise ValueError(f"{folder} is not a checkpoint: it has no trainer_state.json; set --resume_from_checkpoint.")
+        step = json.loads(state.read_text())["global_step"]
+        before = json.loads(objective.read_text()) if objective.exists() else None
+        now = json.loads(json.dumps(describe_objective(self.objective)))
+        if before != now and not self.args.allow_objective_change:
+            changed = [k for k in {**(before or {}), **now} if (before or {}).get(k) != now.get(k)]
+            raise ValueError(
+                f"the objective has changed since {folder} was written ({', '.join(changed)}): was {before}, is {now}. "
+                "Resume with the same objective, or say so with --allow_objective_change."
+            )
+        # The rollout in use is not saved, so only steps that begin with a new rollout continue exactly.
+        micro_batches = step * self.args.gradient_accumulation_steps
+        every = self.args.steps_per_generation * self.num_iterations
+        if micro_batches % every:
+            steps = every // self.args.gradient_accumulation_steps
+            raise ValueError(
+                f"{folder} lies within a generation batch, which is used for {steps} steps; only checkpoints at a "
+                f"multiple of {steps} steps resume exactly. Set --save_steps to a multiple of {steps}."
+            )
+        return micro_batches
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / OBJECTIVE_FILE).write_text(json.dumps(describe_objective(self.objective), indent=2) + "\n")
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for log_extra and log_metric during the trial call."""
+
+
+def _check_dataset(dataset: Any, setting: str) -> None:
+    if isinstance(dataset, dict):
+        for name, part in dataset.items():
+            _check_dataset(part, f"{setting}[{name!r}]")
+    elif isinstance(dataset, Dataset):
+        if "prompt" not in dataset.column_names:
+            raise ValueError(f"{setting} has no column 'prompt'; its columns are {dataset.column_names}.")
+        if len(dataset) == 0:
+            raise ValueError(f"{setting} is empty.")

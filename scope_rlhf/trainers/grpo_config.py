@@ -1,0 +1,97 @@
+"""Configuration of GRPO with any objective."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from scope_rlhf.objectives import make_trainer_objective
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+# Settings of the parent that the overridden loss does not carry: name -> (the only value allowed, what to use instead).
+UNSUPPORTED = {
+    "delta": (None, "it is TRL's two-sided clip; write it as an objective of your own"),
+    "top_entropy_quantile": (1.0, "the objective sees every counted token"),
+    "entropy_coef": (0.0, "use --objective policy_entropy"),
+    "use_adaptive_entropy": (False, "use --objective policy_entropy"),
+    "off_policy_mask_threshold": (None, "the objective sees every counted token"),
+    "router_aux_loss_coef": (None, "mixture-of-experts balancing is not carried"),
+    "use_liger_kernel": (False, "it replaces the forward pass that gives the log-probs"),
+}
+# Sampling from a truncated distribution makes the full-vocabulary ratio biased: its mean is the kept mass, not 1.
+SAMPLING = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
+
+
+@dataclass
+class ScopeGRPOConfig(GRPOConfig):
+    """GRPOConfig with an objective.
+
+    `objective` is a name of the catalogue, or `module:Class` / `path/to/file.py:Class` for one's own; its parameters
+    come by `objective_kwargs` (a dict, or JSON on the command line). The clip has one source: `epsilon` and
+    `epsilon_high` set clip_low and clip_high unless objective_kwargs does; both given and different is a ValueError.
+    `scale_rewards` is where advantages get their unit spread; there is no second z-score on top.
+
+    Departures from GRPOConfig: `epsilon` has no value of its own (the objective's clip_low, .2, holds), `bf16` is on
+    where a CUDA device has it and off on a CPU, `disable_dropout` is True, and what the loss does not carry is refused
+    (UNSUPPORTED, truncated sampling, other loss types).
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
+
+    objective: str = field(
+        default="ppo", metadata={"help": "Name of the objective, or module:Class, or path/to/file.py:Class."}
+    )
+    objective_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Parameters of the objective as JSON, for example \'{"alpha": 0.3}\'.'}
+    )
+    allow_objective_change: bool = field(
+        default=False, metadata={"help": "Resume although the objective, or its file, has changed since the checkpoint."}
+    )
+    probe_rewards: bool = field(
+        default=True, metadata={"help": "Call every reward function once before training, to fail early."}
+    )
+    epsilon: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata={"help": "Lower (and default upper) clip of the ratio; default: the objective's."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Turn dropout off, so that the ratio is 1 on the first pass."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+        self._refuse_unsupported()
+        chosen = self.make_objective()
+        # The parent reads these for its own logging.
+        self.epsilon = getattr(chosen, "clip_low", self.epsilon)
+        self.epsilon_high = getattr(chosen, "clip_high", self.epsilon_high)
+
+    def make_objective(self):
+        """The objective of this configuration; ValueError for an unknown name, parameter, or a clip set twice."""
+        kwargs = self.objective_kwargs
+        if kwargs is not None and not isinstance(kwargs, dict):
+            raise ValueError(f"objective_kwargs must be a JSON object or a dict, got {kwargs!r}; set --objective_kwargs.")
+        return make_trainer_objective(self.objective, kwargs, epsilon=self.epsilon, epsilon_high=self.epsilon_high)
+
+    def _refuse_unsupported(self) -> None:
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(
+                f"loss_type {self.loss_type!r} is not supported with an objective: it is an objective of its own. "
+                f"Valid reductions: {', '.join(LOSS_TYPES)}; set --loss_type."
+            )
+        for name, (allowed, instead) in UNSUPPORTED.items():
+            if getattr(self, name) != allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}; leave --{name} unset.")
+        sampling = {**{name: getattr(self, name) for name in SAMPLING}, **(self.generation_kwargs or {})}
+        for name, allowed in SAMPLING.items():
+            if sampling[name] not in allowed:
+                raise ValueError(
+                    f"{name}={sampling[name]!r} samples from a changed distribution, while the ratio is taken over the "
+                    f"full vocabulary, so it would be biased; leave --{name} at {allowed[0]}."
+                )
+        if self.importance_sampling_level not in ("token", "sequence"):
+            raise ValueError(
+                f"importance_sampling_level must be token or sequence, got {self.importance_sampling_level!r}."
+            )

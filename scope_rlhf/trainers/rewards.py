@@ -1,0 +1,91 @@
+"""Reward functions under guard: the right number of finite values, or an error that names the function and the row."""
+
+import asyncio
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def check_rewards(name: str, rewards: Any, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
+    """The rewards as floats; None (not applicable) passes.
+
+    ValueError for a wrong count, and for a value that is no number, NaN or infinite, with the function and the row.
+    """
+    try:
+        values = list(rewards)
+    except TypeError:
+        raise ValueError(
+            f"reward function {name} returned {type(rewards).__name__}, expected one number for each completion."
+        ) from None
+    if len(values) != len(prompts):
+        raise ValueError(
+            f"reward function {name} returned {len(values)} values for {len(prompts)} completions; it must return "
+            "exactly one number (or None) for each."
+        )
+    checked: list[float | None] = []
+    for row, value in enumerate(values):
+        if value is None:
+            checked.append(None)
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(
+                f"reward function {name} returned {value!r} for row {row}; expected a finite number or None. "
+                f"Prompt: {str(prompts[row])[:120]!r}, completion: {str(completions[row])[:120]!r}. No update was made "
+                "with it."
+            )
+        checked.append(number)
+    return checked
+
+
+def guard_reward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The reward function, plain or async, with `check_rewards` behind it; name and signature stay."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+
+        async def guarded_async(prompts, completions, **kwargs):
+            result = await function(prompts=prompts, completions=completions, **kwargs)
+            return check_rewards(name, result, prompts, completions)
+
+        guarded: Callable[..., Any] = guarded_async
+    else:
+
+        def guarded_sync(prompts, completions, **kwargs):
+            return check_rewards(
+                name, function(prompts=prompts, completions=completions, **kwargs), prompts, completions
+            )
+
+        guarded = guarded_sync
+    functools.update_wrapper(guarded, function, assigned=("__doc__", "__module__"), updated=())
+    guarded.__name__ = name
+    return guarded
+
+
+def probe_reward(function: Callable[..., Any], rows: list[dict[str, Any]], eos_token_id: int, **extra: Any) -> None:
+    """Call a guarded reward function once on dataset rows with a stand-in completion, before any training.
+
+    An exception of the user's own code becomes a ValueError that names the function.
+    """
+    prompts = [row["prompt"] for row in rows]
+    text = " ok"
+    completions = [[{"role": "assistant", "content": text}] if isinstance(p, list) else text for p in prompts]
+    columns = {k: [row[k] for row in rows] for k in rows[0] if k not in ("prompt", "completion", "completion_ids")}
+    ids = [[eos_token_id]] * len(prompts)
+    try:
+        result = function(prompts=prompts, completions=completions, completion_ids=ids, **columns, **extra)
+        if inspect.iscoroutine(result):
+            asyncio.run(result)
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("reward function "):
+            raise
+        raise ValueError(
+            f"reward function {function.__name__} failed on a trial call before training "
+            f"({type(error).__name__}: {error}). It is called with the keywords prompts, completions, completion_ids, "
+            "every other column of the dataset, trainer_state, log_extra and log_metric, so it needs **kwargs; "
+            "--probe_rewards false skips the trial."
+        ) from error
