@@ -27,8 +27,8 @@ def paired_distinct_n(before: TokenLists, after: TokenLists, n: int, confidence:
 
     The bootstrap does not fit here: drawing a completion twice makes repeated n-grams. The jackknife leaves completion
     i out of both sides, distinct_i = (unique - n-grams found in i only) / (total - n-grams of i); its variance is an
-    upper bound in expectation (Efron and Stein 1981), so the interval errs on the wide side. Bounds are NaN for one
-    prompt, and where a side has no n-grams. ValueError as in distinct_n, and for unequal lengths.
+    upper bound in expectation (Efron and Stein 1981), so the interval errs on the wide side. It is infinite for one
+    prompt, and where a side has no n-grams without some completion. ValueError as in distinct_n, and for unequal lengths.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
@@ -38,7 +38,7 @@ def paired_distinct_n(before: TokenLists, after: TokenLists, n: int, confidence:
     difference = values[1] - values[0]
     without = _leave_one_out(after, n) - _leave_one_out(before, n)
     rows = len(before)
-    low = high = math.nan
+    low, high = -math.inf, math.inf
     if rows > 1 and np.isfinite(without).all():
         error = math.sqrt((rows - 1) / rows * ((without - without.mean()) ** 2).sum())
         half = NormalDist().inv_cdf((1 + confidence) / 2) * error

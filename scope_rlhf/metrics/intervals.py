@@ -22,7 +22,7 @@ Values = Sequence[float] | np.ndarray | Any
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its confidence interval; low and high are NaN where n is too small for one."""
+    """A value and its confidence interval; infinite where n = 1."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """after - before over the same n prompts; low and high bound the difference, NaN where n = 1."""
+    """after - before over the same n prompts; low and high bound the difference, infinite where n = 1."""
 
     before: float
     after: float
@@ -57,7 +57,7 @@ def paired_interval(
 
     Row i of `before` and of `after` belong to the same prompt and are resampled together. With weights the means are
     sum(w x) / sum(w): perplexity is `transform=np.exp` over the per-token negative log-likelihood of each completion,
-    weighted by its tokens. All rows equal: the interval is the difference itself. n = 1: the bounds are NaN.
+    weighted by its tokens. All rows equal: the interval is the difference itself. n = 1: the bounds are infinite.
 
     Raises ValueError for unequal lengths, no rows, or values that are not finite.
     """
@@ -90,7 +90,7 @@ def paired_interval(
 
 
 def mean_interval(values: Values, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean with its BCa bootstrap interval. n = 1: the bounds are NaN. ValueError as in paired_interval."""
+    """The mean with its BCa bootstrap interval. n = 1: the bounds are infinite. ValueError as in paired_interval."""
     _check_settings(confidence, resamples)
     column = _column("values", values)
     rows = np.stack([column, np.ones_like(column)], axis=1)
@@ -123,7 +123,7 @@ def _bca(
     """BCa bounds of statistic(sum of rows); rows [n, columns]."""
     n = len(rows)
     if n == 1:
-        return math.nan, math.nan
+        return -math.inf, math.inf
     total = rows.sum(axis=0)
     value = float(statistic(total))
     without = statistic(total - rows)  # [n]: the jackknife
