@@ -28,7 +28,8 @@ def paired_distinct_n(before: TokenLists, after: TokenLists, n: int, confidence:
     The bootstrap does not fit here: drawing a completion twice makes repeated n-grams. The jackknife leaves completion
     i out of both sides, distinct_i = (unique - n-grams found in i only) / (total - n-grams of i); its variance is an
     upper bound in expectation (Efron and Stein 1981), so the interval errs on the wide side. It is infinite for one
-    prompt, and where a side has no n-grams without some completion. ValueError as in distinct_n, and for unequal lengths.
+    prompt, and where a side has no n-grams without some completion. ValueError as in distinct_n, and for unequal
+    lengths.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")

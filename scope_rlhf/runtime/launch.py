@@ -1,0 +1,72 @@
+"""How a command starts and ends: a user's mistake is one paragraph, a bug is a traceback.
+
+The lower layers raise ValueError for a setting, ImportError for a missing extra and OSError for a file or the Hub.
+run_main prints these as `error: <one paragraph>` and exits with 2; every other exception is a bug and keeps its
+traceback. `--traceback`, or SCOPE_RLHF_TRACEBACK=1, shows the traceback of the first kind too; a run folder that is
+already open keeps it in error.txt in any case, so that a failure after hours of training can be read without a rerun.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+TRACEBACK_FLAG = "--traceback"
+TRACEBACK_VARIABLE = "SCOPE_RLHF_TRACEBACK"
+
+# Rank 0 speaks for all. Another rank that fails alone still has to say so: it waits, and where rank 0 failed as well
+# the launcher has ended it by then.
+_OTHER_RANK_WAITS = 3.0
+
+
+def is_main_process() -> bool:
+    """Whether this process prints and writes: rank 0 of a launcher's processes, or the only one."""
+    return _rank() == 0
+
+
+def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call function(argv) and return the exit status: its own (None is 0), 2 for a user's mistake, 130 for Ctrl-C.
+
+    `argv` defaults to the command line without the program; the traceback flag is taken out of it.
+
+        if __name__ == "__main__":
+            sys.exit(run_main(main))
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show = TRACEBACK_FLAG in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != TRACEBACK_FLAG]
+    try:
+        status = function(arguments) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # `scope-rlhf objectives | head`: the reader has gone. The interpreter flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        if show:
+            raise
+        _print_error(error)
+        return 2
+
+
+def describe_error(error: BaseException) -> str:
+    """The message and its notes as one paragraph; the class name where the message says nothing."""
+    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
+    return " ".join(" ".join(parts).split())
+
+
+def _print_error(error: BaseException) -> None:
+    rank = _rank()
+    if rank:
+        time.sleep(_OTHER_RANK_WAITS)
+    where = f" (process {rank})" if rank else ""
+    print(f"error{where}: {describe_error(error)}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,110 @@
+import subprocess
+import sys
+
+import pytest
+
+from scope_rlhf.runtime import RunFolder, is_main_process, run_main
+from scope_rlhf.runtime.launch import describe_error
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("RANK", "SCOPE_RLHF_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def failing(error):
+    def main(_):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("alpha must be\n  positive,\n got -1"), ImportError("x"), FileNotFoundError("no such dataset")]
+)
+def test_a_users_mistake_is_one_paragraph_and_status_2(error, capsys):
+    assert run_main(failing(error), []) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"error: {' '.join(str(error).split())}\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        run_main(failing(KeyError("x")), [])
+
+
+def test_the_flag_and_the_variable_show_the_traceback_and_the_command_never_sees_the_flag(monkeypatch):
+    seen = []
+
+    def main(argv):
+        seen.append(argv)
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        run_main(main, ["--beta", "1", "--traceback"])
+    assert seen == [["--beta", "1"]]
+    monkeypatch.setenv("SCOPE_RLHF_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        run_main(main, [])
+    monkeypatch.setenv("SCOPE_RLHF_TRACEBACK", "0")
+    assert run_main(main, []) == 2
+
+
+def test_status_is_the_commands_own_and_none_means_success():
+    assert run_main(lambda _: None, []) == 0
+    assert run_main(lambda _: 1, []) == 1
+
+
+def test_arguments_default_to_the_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", "a", "b"])
+    assert run_main(lambda argv: len(argv), None) == 2
+
+
+def test_an_error_without_a_message_is_named_by_its_class():
+    assert describe_error(ValueError()) == "ValueError"
+
+
+def test_an_error_inside_a_run_says_where_its_traceback_is(tmp_path, capsys):
+    def main(_):
+        with RunFolder(tmp_path) as run:
+            run.append_metrics(1, {})
+            raise ValueError("reward row 3 is NaN")
+
+    assert run_main(main, []) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: reward row 3 is NaN The traceback is in ")
+    assert error.count("\n") == 1
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+def test_another_rank_waits_for_rank_0_and_names_itself(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert not is_main_process()
+    assert run_main(failing(ValueError("bad row")), []) == 2
+    assert capsys.readouterr().err == "error (process 3): bad row\n"
+    assert waits == [3.0]
+
+
+def test_interrupting_is_quiet(capsys):
+    assert run_main(failing(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    code = (
+        "import sys; from scope_rlhf.runtime import run_main\n"
+        "def main(_):\n    for i in range(200000): print(i)\n"
+        "sys.exit(run_main(main, []))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+    process.stderr.close()
