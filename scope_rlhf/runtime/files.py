@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,13 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, Enum):  # before str and int, which enumerations of transformers also are
+        return _plain(value.value)
     if isinstance(value, bool | int | str) or value is None:
-        # An enumeration that is also a str or int is stored as its value, not as its name.
-        return getattr(value, "value", value)
+        return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
-    if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
-        return _plain(value.tolist())
-    if hasattr(value, "value") and type(value).__module__ != "builtins":
-        return _plain(value.value)
-    return str(value)
+    to_list = getattr(value, "tolist", None)  # numpy scalars and arrays, tensors
+    return _plain(to_list()) if callable(to_list) else str(value)
