@@ -1,4 +1,4 @@
-"""Names of models: the ones that ship with the package, local folders, Hub repositories; and what to say when none fits."""
+"""Names of models: those that ship with the package, local folders, Hub repositories; and the errors when none fits."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def resolve_model_path(name_or_path: str, setting: str) -> str:
-    """What `from_pretrained` takes for this name: the folder of an embedded model, a local folder, or the Hub name as given.
+    """What `from_pretrained` takes for this name: an embedded model's folder, a local folder, or the Hub name as given.
 
     setting: where the user set the name (such as `--model_name_or_path`); errors begin with it. ValueError for an
     unknown embedded name, an existing path that holds no model, and a name that can only be a path but does not exist.
@@ -93,7 +93,9 @@ def offline_hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def hub_error(name: str, setting: str, error: BaseException, *, reachable: bool, default: str | None = None) -> ValueError:
+def hub_error(
+    name: str, setting: str, error: BaseException, *, reachable: bool, default: str | None = None
+) -> ValueError:
     """The one-paragraph ValueError for a Hub name that did not load; `default` is the embedded name to use instead."""
     if constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set and the Hub cache does not hold it"
