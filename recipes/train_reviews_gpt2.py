@@ -4,8 +4,8 @@ Expected outcome: held-out perplexity <= 50 after about two hours on 2 CPU cores
 
     python recipes/train_reviews_gpt2.py --output_dir runs/reviews-gpt2
 
-Hidden matrices take Muon, all else AdamW; the rate is constant, then falls linearly to 0 over the last part of the steps.
-An interrupted run goes on from its last checkpoint. The model, in float16, and its card are written to <output_dir>/final.
+Hidden matrices take Muon, all else AdamW; the rate is constant, then falls linearly to 0 over the last part of the
+steps. An interrupted run goes on from its last checkpoint. The float16 model is written to <output_dir>/final.
 """
 
 import json
@@ -91,7 +91,9 @@ def epoch_blocks(reviews: list[list[int]], end_id: int, block_size: int, seed: i
 
 def main(args: ReviewsModelArguments) -> None:
     if args.batch_size % args.micro_batch_size:
-        raise SystemExit(f"--batch_size {args.batch_size} must be a multiple of --micro_batch_size {args.micro_batch_size}")
+        raise SystemExit(
+            f"--batch_size {args.batch_size} must be a multiple of --micro_batch_size {args.micro_batch_size}"
+        )
     set_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,12 @@ def main(args: ReviewsModelArguments) -> None:
     tokenizer = train_tokenizer(texts, args.vocab_size, args.block_size)
     reviews = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     end_id = tokenizer.eos_token_id
-    shape = {"vocab_size": len(tokenizer), "n_positions": args.block_size, "n_embd": args.n_embd, "n_layer": args.n_layer}
+    shape = {
+        "vocab_size": len(tokenizer),
+        "n_positions": args.block_size,
+        "n_embd": args.n_embd,
+        "n_layer": args.n_layer,
+    }
     model = GPT2LMHeadModel(
         GPT2Config(
             **shape, n_head=args.n_embd // 64, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
@@ -152,7 +159,11 @@ def main(args: ReviewsModelArguments) -> None:
         with (args.output_dir / "log.jsonl").open("a") as log:
             log.write(json.dumps({"step": step, "loss": total, "seconds": time.perf_counter() - started}) + "\n")
         if (step + 1) % args.save_steps == 0 or step + 1 == args.max_steps:
-            state = {"step": step + 1, "seconds": time.perf_counter() - started, "states": [p.state_dict() for p in parts]}
+            state = {
+                "step": step + 1,
+                "seconds": time.perf_counter() - started,
+                "states": [p.state_dict() for p in parts],
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     final = args.output_dir / "final"
@@ -160,7 +171,9 @@ def main(args: ReviewsModelArguments) -> None:
     tokenizer.save_pretrained(final)
     held_out = list(load_embedded_reviews("held_out")["text"])
     # Measured on the float16 weights that ship, computed in float32.
-    result = document_perplexity(GPT2LMHeadModel.from_pretrained(final, dtype=torch.float32).to(device), tokenizer, held_out)
+    result = document_perplexity(
+        GPT2LMHeadModel.from_pretrained(final, dtype=torch.float32).to(device), tokenizer, held_out
+    )
     (final / "training.json").write_text(
         json.dumps(
             {

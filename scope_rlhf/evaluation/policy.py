@@ -1,4 +1,4 @@
-"""Evaluation of a policy on held-out prompts: samples, rewards, KL to the reference, and what became of the language."""
+"""Evaluation of a policy on held-out prompts: samples, rewards, KL to the reference, and the state of the language."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from scope_rlhf.metrics.diversity import distinct_n
+from scope_rlhf.metrics.diversity import paired_distinct_n
 from scope_rlhf.metrics.intervals import PairedDifference, paired_interval
 from scope_rlhf.metrics.jackknife import paired_jackknife
 
@@ -177,9 +177,7 @@ def compare_samples(
     rows["perplexity"] = ("perplexity under the reference", paired_jackknife(before, after, perplexity))
     rows["distinct_2"] = (
         "distinct-2",
-        paired_jackknife(
-            [s.completion_ids for s in before], [s.completion_ids for s in after], lambda ids: distinct_n(ids, 2)
-        ),
+        paired_distinct_n([s.completion_ids for s in before], [s.completion_ids for s in after], 2),
     )
     rows["length"] = ("length (tokens)", mean(lambda s: len(s.completion_ids)))
     rows["eos_rate"] = ("ended by itself", mean(lambda s: float(s.ended)))

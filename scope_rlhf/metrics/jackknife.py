@@ -1,4 +1,4 @@
-"""Intervals for statistics of a whole sample that are no mean of rows: perplexity, distinct-n."""
+"""Intervals for statistics of a whole sample that are no mean of rows, such as perplexity."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,8 +16,7 @@ def paired_jackknife(
     """statistic(after) - statistic(before) with the interval difference +- z * standard error.
 
     The standard error is the leave-one-out jackknife over pairs (row i of both samples is left out together; Efron and
-    Stein 1981): sqrt((n-1)/n * sum (d_i - mean d)^2). A bootstrap would not do for distinct-n, since resampled
-    duplicates lower it. With n = 1 the interval is infinite.
+    Stein 1981): sqrt((n-1)/n * sum (d_i - mean d)^2). With n = 1 the interval is infinite.
 
     ValueError where the samples differ in length or are empty.
     """

@@ -108,8 +108,8 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
         raise ValueError(
-            f"the tokenizer of {config.model_name_or_path} has {len(tokenizer)} tokens but the model only {vocabulary}: "
-            f"they do not belong together; set {setting}."
+            f"the tokenizer of {config.model_name_or_path} has {len(tokenizer)} tokens but the model only "
+            f"{vocabulary}: they do not belong together; set {setting}."
         )
     derive_positions(model)
     if adapter.exists():

@@ -111,7 +111,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
         return self._reduce(per_token, mask, inputs["num_items_in_batch"])
 
     def _reduce(self, per_token: Tensor, mask: Tensor, num_items_in_batch: Tensor) -> Tensor:
-        """The scalar loss on TRL's scale: already divided by gradient accumulation; dapo over the global token count."""
+        """The scalar loss on TRL's scale: divided by gradient accumulation; dapo over the global token count."""
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1.0
         if self.loss_type == "dapo":
             # The count spans the generation batch and all processes; take it to one accumulation window and rank.
@@ -170,7 +170,9 @@ class ScopeGRPOTrainer(GRPOTrainer):
         """The number of micro-batches before the checkpoint; ValueError where the run could not go on exactly."""
         state, objective = folder / "trainer_state.json", folder / OBJECTIVE_FILE
         if not state.exists():
-            raise ValueError(f"{folder} is not a checkpoint: it has no trainer_state.json; set --resume_from_checkpoint.")
+            raise ValueError(
+                f"{folder} is not a checkpoint: it has no trainer_state.json; set --resume_from_checkpoint."
+            )
         step = json.loads(state.read_text())["global_step"]
         before = json.loads(objective.read_text()) if objective.exists() else None
         now = json.loads(json.dumps(describe_objective(self.objective)))

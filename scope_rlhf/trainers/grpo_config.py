@@ -1,7 +1,7 @@
 """Configuration of GRPO with any objective."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from trl import GRPOConfig
@@ -37,16 +37,17 @@ class ScopeGRPOConfig(GRPOConfig):
     (UNSUPPORTED, truncated sampling, other loss types).
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
 
     objective: str = field(
         default="ppo", metadata={"help": "Name of the objective, or module:Class, or path/to/file.py:Class."}
     )
     objective_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Parameters of the objective as JSON, for example \'{"alpha": 0.3}\'.'}
+        default=None, metadata={"help": "Parameters of the objective as JSON, for example '{\"alpha\": 0.3}'."}
     )
     allow_objective_change: bool = field(
-        default=False, metadata={"help": "Resume although the objective, or its file, has changed since the checkpoint."}
+        default=False,
+        metadata={"help": "Resume although the objective, or its file, has changed."},
     )
     probe_rewards: bool = field(
         default=True, metadata={"help": "Call every reward function once before training, to fail early."}
@@ -72,7 +73,9 @@ class ScopeGRPOConfig(GRPOConfig):
         """The objective of this configuration; ValueError for an unknown name, parameter, or a clip set twice."""
         kwargs = self.objective_kwargs
         if kwargs is not None and not isinstance(kwargs, dict):
-            raise ValueError(f"objective_kwargs must be a JSON object or a dict, got {kwargs!r}; set --objective_kwargs.")
+            raise ValueError(
+                f"objective_kwargs must be a JSON object or a dict, got {kwargs!r}; set --objective_kwargs."
+            )
         return make_trainer_objective(self.objective, kwargs, epsilon=self.epsilon, epsilon_high=self.epsilon_high)
 
     def _refuse_unsupported(self) -> None:

@@ -46,7 +46,7 @@ def check_rewards(name: str, rewards: Any, prompts: Sequence[Any], completions: 
 def guard_reward(function: Callable[..., Any]) -> Callable[..., Any]:
     """The reward function, plain or async, with `check_rewards` behind it; name and signature stay."""
     name = getattr(function, "__name__", type(function).__name__)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         async def guarded_async(prompts, completions, **kwargs):
             result = await function(prompts=prompts, completions=completions, **kwargs)

@@ -1,0 +1,263 @@
+"""IMDB sentiment by GRPO with any objective: data -> model -> trainer -> evaluation -> report.
+
+`scope-rlhf grpo` and recipes/imdb_scope.py both run `main`. Everything a run leaves is in one folder
+(runtime.RunFolder); the reward model is optimised, the judge (other seed, data and size) only measures.
+"""
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoConfig, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from scope_rlhf.data.imdb import load_review_prompt_splits, reviews_fingerprint
+from scope_rlhf.evaluation.policy import Sample, compare_samples, sample_policy
+from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
+from scope_rlhf.models.embedded import explain_hub_errors, resolve_model_path
+from scope_rlhf.models.loading import PolicyConfig, load_policy
+from scope_rlhf.models.reward import RewardScorer
+from scope_rlhf.objectives import describe_objective
+from scope_rlhf.reports import evaluation_table, plot_curves, write_model_card, write_report
+from scope_rlhf.runtime import RunFolder, write_json
+from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
+from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+
+REWARD, JUDGE = "sentiment_reward", "sentiment_judge"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the experiment that the command line describes; the exit status."""
+    script, policy, training = parse_arguments(list(argv))
+    run(script, policy, training)
+    return 0
+
+
+def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> Path:
+    """Train and measure; returns the run folder. ValueError for what cannot work, before anything is trained."""
+    _quiet_libraries()
+    if script.num_threads:
+        torch.set_num_threads(script.num_threads)
+    console = Console(quiet=training.process_index != 0)
+    resumed = _find_checkpoint(training)
+    _check_lengths(script, policy, training)
+    folder = RunFolder(_choose_output(training, policy, resumed))
+    training.output_dir = str(folder.path)
+    with folder:
+        started = time.perf_counter()
+        console.print(f"[bold]1/5[/] data and models -> {folder.path}")
+        model, tokenizer, peft_config = load_policy(policy)
+        reference = None if peft_config or isinstance(model, PeftModel) else copy.deepcopy(model).eval()
+        train_prompts, eval_prompts = load_review_prompt_splits(
+            script.dataset_name, tokenizer=tokenizer, prompt_length=script.prompt_length,
+            min_prompt_length=script.min_prompt_length, num_train_prompts=script.num_train_prompts,
+            num_eval_prompts=script.num_eval_prompts, seed=training.seed, train_split=script.dataset_train_split,
+            eval_split=script.dataset_test_split, text_column=script.text_column,
+        )  # fmt: skip
+        scorers = _load_scorers(script)
+        if training.reward_weights is None:
+            # The judge is read on every rollout and never enters an advantage.
+            training.reward_weights = [1.0 if name == REWARD else 0.0 for name in scorers]
+        trainer = ScopeGRPOTrainer(
+            model,
+            [scorer.as_reward_function(name) for name, scorer in scorers.items()],
+            training,
+            train_dataset=train_prompts,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        if peft_config is not None:
+            # The name the user gave, not the folder it resolved to: the adapter is to load on other machines.
+            trainer.model.peft_config["default"].base_model_name_or_path = policy.model_name_or_path
+        for default in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(default)
+        trainer.add_callback(ProgressLine())
+        trainer.add_callback(MetricsFile(folder))
+        folder.write_config(
+            _arguments(script, policy, training),
+            describe_objective(trainer.objective),
+            training.seed,
+            resumed=resumed is not None,
+            data={
+                "train_prompts": len(train_prompts),
+                "eval_prompts": len(eval_prompts),
+                "train_fingerprint": reviews_fingerprint(train_prompts),
+                "eval_fingerprint": reviews_fingerprint(eval_prompts),
+            },
+        )
+        settings = {
+            "max_new_tokens": training.max_completion_length, "reference": reference, "seed": script.eval_seed,
+            "show_progress": training.process_index == 0,
+        }  # fmt: skip
+
+        def measure(description: str) -> list[Sample]:
+            # Every rank draws the same samples; sharding is not worth a collective at this size.
+            unwrapped = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+            return sample_policy(
+                unwrapped, tokenizer, eval_prompts["prompt"], scorers, description=description, **settings
+            )
+
+        console.print(f"[bold]2/5[/] measuring the start on {len(eval_prompts)} held-out prompts")
+        before = _before(folder, resumed, lambda: measure("before"))
+        console.print(f"[bold]3/5[/] training with {trainer.objective}")
+        trainer.train(resume_from_checkpoint=resumed)
+        trained = time.perf_counter() - started
+        console.print("[bold]4/5[/] measuring the result on the same prompts")
+        after = measure("after")
+        console.print("[bold]5/5[/] report, model and card")
+        model_dir = folder.path / "model"
+        trainer.save_model(str(model_dir))
+        if trainer.is_world_process_zero():
+            _write_results(folder, script, training, before, after, time.perf_counter() - started, trained)
+            tokenizer.save_pretrained(model_dir)
+            plot_curves(folder.path)
+            write_report(folder.path)
+            write_model_card(folder.path, model_dir, load_path=training.hub_model_id)
+            evaluation = folder.read_evaluation()
+            assert evaluation is not None
+            console.print(evaluation_table(evaluation))
+            console.print(f"report: {folder.path / 'report.md'}   curves: {folder.path / 'curves.png'}")
+            if training.hub_model_id:
+                push_model(model_dir, training.hub_model_id, training.hub_token, bool(training.hub_private_repo))
+                console.print(f"pushed to {training.hub_model_id}")
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    return folder.path
+
+
+def push_model(model_dir: Path, repo_id: str, token: str | None, private: bool) -> None:
+    """Create the Hub repository and upload the model folder with its card; clear error without a network."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with explain_hub_errors(repo_id, "--hub_model_id"):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=model_dir, commit_message="scope-rlhf: model, card and numbers")
+
+
+def _quiet_libraries() -> None:
+    """Deprecations between transformers and TRL, and bars of half a second, are no news to the user of a run."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    if not torch.cuda.is_available():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*", module=r"torch\.utils\.data")
+
+
+def _choose_output(training: ScopeGRPOConfig, policy: PolicyConfig, resumed: str | None) -> Path:
+    """The given output_dir, or a fresh runs/<name>/<time>. An earlier run is never written over."""
+    if training.output_dir and training.output_dir != "trainer_output":
+        path = Path(training.output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {path} is a file; set --output_dir to a folder.")
+        if (path / "metrics.jsonl").exists() and resumed is None:
+            raise ValueError(
+                f"output_dir {path} already holds a run; give another --output_dir, delete it, or go on with "
+                f"--resume_from_checkpoint {path}."
+            )
+        return path
+    if resumed is not None:
+        return Path(resumed).parent
+    name = Path(training.objective.rsplit(":", 1)[-1]).name
+    return Path("runs") / f"imdb-{name}" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _find_checkpoint(training: ScopeGRPOConfig) -> str | None:
+    """The checkpoint folder to resume from: given itself, as the run folder, or "true" for the newest of output_dir."""
+    given = training.resume_from_checkpoint
+    if not given:
+        return None
+    path = Path(training.output_dir or ".") if str(given).lower() in ("true", "last", "latest") else Path(str(given))
+    if not path.is_dir():
+        raise ValueError(f"--resume_from_checkpoint {given!r}: {path} is not a folder.")
+    if (path / "trainer_state.json").exists():
+        return str(path)
+    last = get_last_checkpoint(str(path))
+    if last is None:
+        raise ValueError(f"--resume_from_checkpoint {given!r}: {path} holds no checkpoint-<step> folder.")
+    return last
+
+
+def _check_lengths(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
+    name = policy.model_name_or_path or ""
+    path = resolve_model_path(name, "--model_name_or_path")
+    if (Path(path) / "adapter_config.json").exists():
+        return  # the base model's config is read with the adapter
+    with explain_hub_errors(name, "--model_name_or_path"):
+        config = AutoConfig.from_pretrained(path, revision=policy.model_revision)
+    longest = getattr(config, "max_position_embeddings", None)
+    wanted = script.prompt_length + (training.max_completion_length or 0)
+    if longest is not None and wanted > longest:
+        raise ValueError(
+            f"prompt_length {script.prompt_length} + max_completion_length {training.max_completion_length} = {wanted} "
+            f"tokens, but {name} has {longest} positions; lower one of the two."
+        )
+
+
+def _load_scorers(script: ImdbArguments) -> dict[str, RewardScorer]:
+    scorers = {REWARD: RewardScorer.from_pretrained(script.reward_model_name_or_path)}
+    if script.judge_model_name_or_path.lower() != "none":
+        scorers[JUDGE] = RewardScorer.from_pretrained(
+            script.judge_model_name_or_path, setting="--judge_model_name_or_path"
+        )
+    return scorers
+
+
+def _before(folder: RunFolder, resumed: str | None, measure: Any) -> list[Sample]:
+    """The measurement of the untrained policy: kept on disk, so that a resumed run compares with its own start."""
+    file = folder.path / "before.json"
+    if resumed is not None and file.exists():
+        return [Sample(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    samples = measure()
+    write_json(file, [asdict(sample) for sample in samples])
+    return samples
+
+
+def _arguments(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> dict[str, Any]:
+    return {**training.to_dict(), **asdict(policy), **asdict(script)}
+
+
+def _write_results(
+    folder: RunFolder,
+    script: ImdbArguments,
+    training: ScopeGRPOConfig,
+    before: list[Sample],
+    after: list[Sample],
+    seconds: float,
+    trained: float,
+) -> None:
+    labels = {REWARD: "reward: P(positive), optimised"}
+    if script.judge_model_name_or_path.lower() != "none":
+        labels[JUDGE] = "held-out judge: P(positive)"
+    metrics = compare_samples(before, after, labels)
+    short = {REWARD: "reward", JUDGE: "judge"}
+    folder.write_evaluation(
+        {
+            "prompts": len(before),
+            "temperature": 1.0,
+            "max_new_tokens": training.max_completion_length,
+            "seed": script.eval_seed,
+            "seconds": round(seconds, 1),
+            "seconds_until_trained": round(trained, 1),
+            "metrics": {short.get(name, name): row for name, row in metrics.items()},
+        }
+    )
+    rows = []
+    for first, second in zip(before, after, strict=True):
+        row: dict[str, Any] = {"prompt": first.prompt, "before": first.completion, "after": second.completion}
+        for name in labels:
+            row[f"{short[name]}_before"], row[f"{short[name]}_after"] = first.scores[name], second.scores[name]
+        rows.append(row)
+    folder.write_samples(rows)

