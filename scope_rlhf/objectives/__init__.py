@@ -8,6 +8,7 @@ from scope_rlhf.objectives.catalogue import (
     make_trainer_objective,
     objective_class,
 )
+from scope_rlhf.objectives.contract import CheckResult, check_objective
 from scope_rlhf.objectives.focal import Focal
 from scope_rlhf.objectives.policy_entropy import PolicyEntropy
 from scope_rlhf.objectives.ppo import PPO
@@ -17,6 +18,7 @@ from scope_rlhf.objectives.symmetric import Symmetric
 __all__ = [
     "OBJECTIVES",
     "PPO",
+    "CheckResult",
     "ClippedObjective",
     "Focal",
     "Objective",
@@ -25,6 +27,7 @@ __all__ = [
     "PolicyLoss",
     "Scope",
     "Symmetric",
+    "check_objective",
     "describe_objective",
     "make_objective",
     "make_trainer_objective",

@@ -105,7 +105,9 @@ def make_trainer_objective(
 
 
 def describe_objective(objective: object) -> dict[str, Any]:
-    """What an objective is, for run configs and cards: name, class, parameters; of a user's own also file and sha256.
+    """What an objective is, for run configs and cards: name, class, parameters, formula where it has one.
+
+    Of a user's own class also file and sha256.
 
     name makes it again through `make_objective(name, **parameters)`: the catalogue's, `file:Class` (the file relative
     to the working directory where it lies below it), or `module:Class`. sha256 is that of the text that runs, so a
@@ -119,6 +121,8 @@ def describe_objective(objective: object) -> dict[str, Any]:
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "parameters": {key: _plain(value) for key, value in _values(objective).items()},
     }
+    if getattr(cls, "formula", ""):
+        record["formula"] = cls.formula  # type: ignore[attr-defined]
     if record["name"] in OBJECTIVES:
         return record
     source = source_of(cls)

@@ -88,7 +88,7 @@ def _class_of_module(source: str, name: str) -> type:
                 f"objective {spec!r}: no module {error.name!r} on sys.path; for a file write "
                 f"{source.replace('.', '/')}.py:{name}"
             ) from error
-        raise ValueError(f"objective {spec!r}: importing {source} failed: {_where(error)}") from error
+        raise ValueError(f"objective {spec!r}: importing {source} failed: {locate_error(error)}") from error
     return _pick(module, name, source)
 
 
@@ -105,11 +105,11 @@ def _execute(path: Path, content: bytes, module_name: str) -> ModuleType:
             del sys.modules[module_name]
         else:
             sys.modules[module_name] = previous
-        raise ValueError(f"objective file {path} cannot be loaded: {_where(error, str(path))}") from error
+        raise ValueError(f"objective file {path} cannot be loaded: {locate_error(error, str(path))}") from error
     return module
 
 
-def _where(error: Exception, path: str | None = None) -> str:
+def locate_error(error: Exception, path: str | None = None) -> str:
     """`file:line: Type: message [line of code]`, at the last frame in `path` (default: the last frame)."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg} [{(error.text or '').strip()}]"
