@@ -143,7 +143,7 @@ class RewardScorer:
         """The tokenizer's pad id, unless it occurs in a text (pad == eos) or is missing: then an id in no text."""
         used = {token for tokens in rows for token in tokens}
         pad_id = self.tokenizer.pad_token_id
-        if pad_id is not None and pad_id not in used:
+        if isinstance(pad_id, int) and pad_id not in used:
             return pad_id
         return next(token for token in range(self.model.config.vocab_size) if token not in used)
 
