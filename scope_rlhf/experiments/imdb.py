@@ -78,7 +78,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        if peft_config is not None:
+        if isinstance(trainer.model, PeftModel) and peft_config is not None:
             # The name the user gave, not the folder it resolved to: the adapter is to load on other machines.
             trainer.model.peft_config["default"].base_model_name_or_path = policy.model_name_or_path
         for default in (ProgressCallback, PrinterCallback):

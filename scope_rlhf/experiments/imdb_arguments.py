@@ -130,7 +130,7 @@ def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: Scope
     if script.num_threads is not None and script.num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {script.num_threads}.")
     if training.save_strategy == "steps" and training.save_steps >= 1:
-        window = training.steps_per_generation * training.num_iterations
+        window = (training.steps_per_generation or 1) * training.num_iterations
         steps = max(1, window // training.gradient_accumulation_steps)
         if training.save_steps % steps:
             lower = max(steps, int(training.save_steps // steps * steps))

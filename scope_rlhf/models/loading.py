@@ -58,7 +58,7 @@ def load_tokenizer(name_or_path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
 def lora_config(config: PolicyConfig, model: PreTrainedModel) -> LoraConfig | None:
     """The LoRA configuration of `config`, with this architecture's targets where none are named; None without PEFT."""
     peft_config = get_peft_config(config)
-    if peft_config is None:
+    if not isinstance(peft_config, LoraConfig):
         return None
     model_type = model.config.model_type
     if config.lora_target_modules is None and config.lora_target_parameters is None:
@@ -105,7 +105,7 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
         else:
             tokenizer = load_tokenizer(path, revision=config.model_revision)
             model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportArgumentType]
     if len(tokenizer) > vocabulary:
         raise ValueError(
             f"the tokenizer of {config.model_name_or_path} has {len(tokenizer)} tokens but the model only "

@@ -44,6 +44,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
     """
 
     _name = "Scope GRPO"
+    args: ScopeGRPOConfig
+    model: nn.Module
 
     def __init__(self, model, reward_funcs=None, args: ScopeGRPOConfig | None = None, **kwargs: Any):
         if args is None:
@@ -184,7 +186,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
             )
         # The rollout in use is not saved, so only steps that begin with a new rollout continue exactly.
         micro_batches = step * self.args.gradient_accumulation_steps
-        every = self.args.steps_per_generation * self.num_iterations
+        every = (self.args.steps_per_generation or 1) * self.num_iterations
         if micro_batches % every:
             steps = every // self.args.gradient_accumulation_steps
             raise ValueError(

@@ -87,7 +87,9 @@ class ScopeGRPOConfig(GRPOConfig):
         for name, (allowed, instead) in UNSUPPORTED.items():
             if getattr(self, name) != allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}; leave --{name} unset.")
-        sampling = {**{name: getattr(self, name) for name in SAMPLING}, **(self.generation_kwargs or {})}
+        sampling = {name: getattr(self, name) for name in SAMPLING}
+        if isinstance(self.generation_kwargs, dict):
+            sampling |= self.generation_kwargs
         for name, allowed in SAMPLING.items():
             if sampling[name] not in allowed:
                 raise ValueError(
