@@ -1,0 +1,236 @@
+"""ScopeGRPOTrainer on tiny random models: what silently goes wrong in RLHF code, and resume."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import nn
+
+from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer
+from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
+
+
+def make_trainer(folder: Path, rewards=length_reward, dataset=None, dropout=0.1, lora=True, **settings):
+    tokenizer = tiny_tokenizer()
+    defaults = {
+        "objective": "scope", "per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 6,
+        "steps_per_generation": 2, "num_iterations": 2, "max_steps": 4, "report_to": "none", "learning_rate": 1e-2,
+        "gradient_checkpointing": False, "use_cpu": True, "save_strategy": "no", "logging_steps": 1,
+        "disable_tqdm": True, "beta": 0.05, "seed": 7,
+    }  # fmt: skip
+    args = ScopeGRPOConfig(str(folder), **{**defaults, **settings})
+    model = tiny_gpt2(tokenizer, dropout=dropout)
+    if not lora:
+        model.save_pretrained(folder / "start")
+        model = type(model).from_pretrained(folder / "start")
+    peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4) if lora else None
+    return ScopeGRPOTrainer(
+        model, rewards if isinstance(rewards, list) else [rewards], args, train_dataset=dataset or prompt_dataset(),
+        processing_class=tokenizer, peft_config=peft_config,
+    )  # fmt: skip
+
+
+def logged(trainer, key):
+    return [row[key] for row in trainer.state.log_history if key in row]
+
+
+def weights(trainer):
+    return {n: w.detach().clone() for n, w in trainer.model.named_parameters() if w.requires_grad}
+
+
+def test_the_ratio_is_exactly_one_on_the_first_inner_pass_and_leaves_one_after_an_update(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    ratios = logged(trainer, "objective/ratio")
+    assert abs(ratios[0] - 1) < 1e-6
+    assert max(abs(r - 1) for r in ratios[1:]) > 1e-4
+    assert all(math.isfinite(row.get("grad_norm", 0.0)) for row in trainer.state.log_history)
+
+
+def test_lr_zero_keeps_the_ratio_at_one_in_every_minibatch_and_pass(tmp_path):
+    trainer = make_trainer(tmp_path, learning_rate=0.0, max_steps=8)
+    trainer.train()
+    assert len(logged(trainer, "objective/ratio")) == 8
+    assert max(abs(r - 1) for r in logged(trainer, "objective/ratio")) < 1e-6
+    assert max(logged(trainer, "objective/clip_fraction")) == 0
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_kl_is_zero_at_step_zero_and_not_later(tmp_path, lora):
+    trainer = make_trainer(tmp_path, lora=lora)
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert abs(kl[0]) < 1e-7 and max(kl[2:]) > 1e-6
+
+
+def test_dropout_is_off_in_policy_and_lora_layers(tmp_path):
+    trainer = make_trainer(tmp_path)
+    assert [m.p for m in trainer.model.modules() if isinstance(m, nn.Dropout) and m.p > 0] == []
+
+
+def test_reference_weights_do_not_move_while_the_adapter_does(tmp_path):
+    trainer = make_trainer(tmp_path)
+    frozen = {n: w.detach().clone() for n, w in trainer.model.named_parameters() if not w.requires_grad}
+    before = weights(trainer)
+    trainer.train()
+    assert all(torch.equal(dict(trainer.model.named_parameters())[n], w) for n, w in frozen.items())
+    assert any(not torch.equal(w, before[n]) for n, w in weights(trainer).items())
+
+
+def test_the_same_seed_twice_gives_identical_metrics(tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        trainer = make_trainer(tmp_path / name)
+        trainer.train()
+        runs.append([logged(trainer, k) for k in ("loss", "kl", "entropy", "reward", "objective/scope_magnitude")])
+    assert runs[0] == runs[1]
+
+
+def test_logged_stats_are_masked_sums_over_counts_of_all_micro_batches(tmp_path):
+    """Unequal completion lengths: a mean of micro-batch means would differ from the mean over tokens."""
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=2, max_steps=1)
+    seen = []
+    accumulate = trainer._accumulate
+
+    def spy(stats, mask):
+        seen.append((stats["entropy"][mask], mask.sum().item()))
+        accumulate(stats, mask)
+
+    trainer._accumulate = spy
+    trainer.train()
+    counts = [count for _, count in seen]
+    assert len(counts) == 2
+    expected = torch.cat([values for values, _ in seen]).double().mean().item()
+    assert logged(trainer, "entropy")[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_resume_on_a_generation_boundary_equals_the_uninterrupted_run(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "lr_scheduler_type": "linear"}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
+    for key in ("loss", "reward", "kl", "objective/ratio"):
+        rows = [[r[key] for r in t.state.log_history if r["step"] > 4 and key in r] for t in (whole, resumed)]
+        assert rows[0] and rows[0] == rows[1], key
+
+
+def test_resume_inside_a_generation_batch_is_refused_naming_the_steps(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make_trainer(tmp_path, **settings).train()
+    with pytest.raises(ValueError, match=r"within a generation batch.*multiple of 4"):
+        make_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+
+
+def own_objective(file: Path, coefficient: float) -> str:
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from scope_rlhf.objectives import PolicyLoss\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    scale: float = 1.0\n"
+        "    def __call__(self, inputs):\n"
+        f"        loss = -{coefficient} * self.scale * inputs.advantages * inputs.log_probs\n"
+        "        return PolicyLoss(loss, {'my_stat': loss.detach()})\n"
+    )
+    return f"{file}:Mine"
+
+
+def test_a_users_own_objective_trains_is_logged_and_recorded(tmp_path):
+    spec = own_objective(tmp_path / "mine.py", 1.0)
+    trainer = make_trainer(tmp_path / "run", objective=spec, objective_kwargs={"scale": 0.5}, save_strategy="steps",
+                           save_steps=4)  # fmt: skip
+    trainer.train()
+    assert len(logged(trainer, "objective/my_stat")) == 4
+    record = json.loads((tmp_path / "run" / "checkpoint-4" / "objective.json").read_text())
+    assert record["parameters"] == {"scale": 0.5} and re.fullmatch("[0-9a-f]{64}", record["sha256"])
+
+
+def test_resume_with_a_changed_objective_file_is_refused_unless_said_so(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    spec = own_objective(tmp_path / "mine.py", 1.0)
+    make_trainer(tmp_path / "run", objective=spec, **settings).train()
+    own_objective(tmp_path / "mine.py", 2.0)
+    settings["max_steps"] = 8
+    with pytest.raises(ValueError, match=r"objective has changed.*sha256.*allow_objective_change"):
+        make_trainer(tmp_path / "run", objective=spec, **settings).train(resume_from_checkpoint=True)
+    trainer = make_trainer(tmp_path / "run", objective=spec, allow_objective_change=True, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 8
+
+
+def test_a_reward_function_with_the_wrong_number_of_values_is_refused_before_training(tmp_path):
+    def one_value(prompts, completions, **kwargs):
+        return [1.0]
+
+    with pytest.raises(ValueError, match="one_value returned 1 values for 2"):
+        make_trainer(tmp_path, one_value)
+
+
+def test_a_nan_reward_during_training_names_the_function_and_stops_before_the_update(tmp_path):
+    calls = []
+
+    def breaks_later(prompts, completions, **kwargs):
+        calls.append(len(prompts))
+        return [math.nan if len(calls) > 2 and i == 1 else float(i) for i in range(len(prompts))]
+
+    trainer = make_trainer(tmp_path, breaks_later, max_steps=12)
+    with pytest.raises(ValueError, match=r"breaks_later returned nan for row 1"):
+        trainer.train()
+    assert trainer.state.global_step == 4  # the first rollout's four updates, none of the second's
+
+
+def test_none_rewards_are_legal_and_their_rows_carry_no_signal(tmp_path):
+    def some(prompts, completions, **kwargs):
+        return [None if i % 2 else 1.0 for i in range(len(prompts))]
+
+    trainer = make_trainer(tmp_path, [some, length_reward])
+    trainer.train()
+    assert all(math.isfinite(x) for x in logged(trainer, "loss"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [(Dataset.from_dict({"text": ["a"]}), "no column 'prompt'.*text"), (Dataset.from_dict({"prompt": []}), "empty")],
+)
+def test_a_dataset_without_prompts_is_refused(tmp_path, dataset, words):
+    with pytest.raises(ValueError, match=words):
+        ScopeGRPOTrainer(None, [length_reward], ScopeGRPOConfig(str(tmp_path), use_cpu=True), train_dataset=dataset)
+
+
+def test_scope_without_reward_scaling_warns(tmp_path):
+    with pytest.warns(UserWarning, match="scale_rewards='none'.*alpha of scope"):
+        make_trainer(tmp_path, scale_rewards="none")
+
+
+def test_args_of_the_parent_class_are_refused(tmp_path):
+    from trl import GRPOConfig
+
+    with pytest.raises(ValueError, match="ScopeGRPOConfig"):
+        ScopeGRPOTrainer(None, [length_reward], GRPOConfig(str(tmp_path), use_cpu=True, bf16=False))
+
+
+def test_saved_adapter_gives_the_same_log_probs_when_loaded(tmp_path):
+    from peft import PeftModel
+
+    from scope_rlhf.models.positions import derive_positions
+
+    trainer = make_trainer(tmp_path / "run")
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    base = tiny_gpt2(tiny_tokenizer())
+    derive_positions(base)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "model").eval()
+    ids = torch.tensor([[0, 5, 6, 7], [9, 10, 11, 12]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    trainer.model.eval()
+    with torch.no_grad():
+        ours, theirs = (m(input_ids=ids, attention_mask=mask).logits for m in (trainer.model, loaded))
+    assert (ours - theirs).abs().max() < 1e-6
