@@ -62,7 +62,8 @@ def lora_config(config: PolicyConfig, model: PreTrainedModel) -> LoraConfig | No
         return None
     model_type = model.config.model_type
     if config.lora_target_modules is None and config.lora_target_parameters is None:
-        peft_config.target_modules = LORA_TARGETS.get(model_type)
+        targets = LORA_TARGETS.get(model_type)
+        peft_config.target_modules = None if targets is None else set(targets)
     # GPT-2 keeps its weights as (in, out).
     peft_config.fan_in_fan_out = model_type == "gpt2"
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
