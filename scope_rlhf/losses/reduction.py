@@ -1,5 +1,7 @@
 """From per-decision losses to one number: the only file that reduces. Callers fill, compute, reduce, in that order."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,8 @@ def reduce_loss(
     form = TRL_REDUCTIONS.get(reduction, reduction)
     rows = max(losses.shape[0], 1)
     if form == "sequence_mean":
-        losses, counts = losses.reshape(losses.shape[0], -1), counts.reshape(losses.shape[0], -1)
+        shape = (losses.shape[0], math.prod(losses.shape[1:]))  # -1 would be ambiguous for an empty batch
+        losses, counts = losses.reshape(shape), counts.reshape(shape)
         return (losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)).sum() / rows
     if form == "fixed_horizon":
         return losses.sum() / (rows * normalizer)  # type: ignore[operator]  # checked above
