@@ -25,7 +25,7 @@ def objective_label(objective: dict[str, Any], brief: bool = False) -> str:
         }
     name = str(objective.get("name", "unknown objective"))
     if objective.get("file"):  # path/to/file.py:Class would fill the title
-        name = str(objective.get("class", name))
+        name = str(objective.get("class", name)).rpartition(".")[2]
     values = ", ".join(f"{key}={format_parameter(value)}" for key, value in parameters.items())
     return f"{name}({values})" if values else name
 

@@ -24,6 +24,8 @@ OTHER_PACKAGES = (
     "vllm",
     "gymnasium",
 )
+# A run folder is made to be shared.
+_SECRET_FLAGS = ("--hub_token", "--push_to_hub_token", "--token")
 
 
 def package_versions(packages: tuple[str, ...] = CORE_PACKAGES) -> dict[str, str | None]:
@@ -77,8 +79,17 @@ def describe_commit(commit: dict[str, str | bool] | None) -> str:
 
 
 def command_line() -> list[str]:
-    """The command that started this process, as typed, without the interpreter's own options."""
-    return list(sys.argv)
+    """The command that started this process, as typed, without the interpreter's options; access tokens are hidden."""
+    words = list(sys.argv)
+    for position, word in enumerate(words):
+        flag, given, _ = word.partition("=")
+        if flag not in _SECRET_FLAGS:
+            continue
+        if given:
+            words[position] = f"{flag}=<hidden>"
+        elif position + 1 < len(words):
+            words[position + 1] = "<hidden>"
+    return words
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -27,7 +27,9 @@ def is_main_process() -> bool:
 def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Call function(argv) and return the exit status: its own (None is 0), 2 for a user's mistake, 130 for Ctrl-C.
 
-    `argv` defaults to the command line without the program; the traceback flag is taken out of it.
+    `argv` defaults to the command line without the program; the traceback flag is taken out of it. The working
+    directory is searched last for modules, so that `--objective my_module:MyObjective` is found from a console script
+    and from a recipe alike.
 
         if __name__ == "__main__":
             sys.exit(run_main(main))
@@ -35,6 +37,8 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
     arguments = list(sys.argv[1:] if argv is None else argv)
     show = TRACEBACK_FLAG in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != TRACEBACK_FLAG]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         status = function(arguments) or 0
         sys.stdout.flush()

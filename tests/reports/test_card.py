@@ -1,5 +1,6 @@
 import ast
 import re
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,6 +11,11 @@ from scope_rlhf.reports.card import is_hub_name, load_snippet
 pytestmark = pytest.mark.usefixtures("known_defaults")
 
 
+def hub_data(card: str) -> Any:
+    """The header as the Hub's own library reads it."""
+    return ModelCard(card).data
+
+
 @pytest.fixture
 def model(make_run):
     folder = make_run() / "model"
@@ -18,7 +24,7 @@ def model(make_run):
 
 
 def test_the_hub_reads_the_numbers_of_the_run_from_the_card(model):
-    data = ModelCard(write_model_card(model.parent, model, license="mit").read_text()).data
+    data = hub_data(write_model_card(model.parent, model, license="mit").read_text())
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "text-generation"
     assert data.license == "mit"
@@ -30,7 +36,7 @@ def test_the_hub_reads_the_numbers_of_the_run_from_the_card(model):
 
 
 def test_names_that_are_not_on_the_hub_stay_out_of_the_header(model, edit):
-    header = ModelCard(write_model_card(model.parent, model).read_text()).data.to_dict()
+    header = hub_data(write_model_card(model.parent, model).read_text()).to_dict()
     assert "base_model" not in header
     assert "datasets" not in header
     assert header["license"] == "other"
@@ -38,7 +44,7 @@ def test_names_that_are_not_on_the_hub_stay_out_of_the_header(model, edit):
         model.parent / "config.json",
         lambda config: config["arguments"].update(model_name_or_path="gpt2", dataset_name="stanfordnlp/imdb"),
     )
-    header = ModelCard(write_model_card(model.parent, model).read_text()).data.to_dict()
+    header = hub_data(write_model_card(model.parent, model).read_text()).to_dict()
     assert (header["base_model"], header["base_model_relation"]) == ("gpt2", "finetune")
     assert header["datasets"] == ["stanfordnlp/imdb"]
 
@@ -46,7 +52,7 @@ def test_names_that_are_not_on_the_hub_stay_out_of_the_header(model, edit):
 def test_an_adapter_is_described_and_loaded_as_one(model):
     (model / "adapter_config.json").write_text("{}")
     text = write_model_card(model.parent, model, load_path="me/mine").read_text()
-    assert ModelCard(text).data.library_name == "peft"
+    assert hub_data(text).library_name == "peft"
     assert 'AutoPeftModelForCausalLM.from_pretrained("me/mine")' in text
     assert "A LoRA adapter for" in text
 
@@ -73,7 +79,7 @@ def test_a_users_own_objective_is_named_with_its_hash_and_gives_no_tag(model, ed
     edit(model.parent / "config.json", lambda config: config.update(objective=own))
     text = write_model_card(model.parent, model).read_text()
     assert "cd" * 32 in text
-    assert "mine.py:Mine" not in (ModelCard(text).data.tags or [])
+    assert "mine.py:Mine" not in (hub_data(text).tags or [])
 
 
 def test_a_run_without_evaluation_has_a_card_without_results(model):

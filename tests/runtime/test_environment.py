@@ -4,7 +4,13 @@ from importlib.metadata import version
 
 import pytest
 
-from scope_rlhf.runtime.environment import describe_commit, environment_report, package_versions, source_commit
+from scope_rlhf.runtime.environment import (
+    command_line,
+    describe_commit,
+    environment_report,
+    package_versions,
+    source_commit,
+)
 
 
 @pytest.fixture
@@ -58,3 +64,8 @@ def test_report_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_recorded_command_hides_access_tokens(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "--hub_token", "hf_secret", "--hub_token=hf_secret", "--eos_token", "e"])
+    assert command_line() == ["x.py", "--hub_token", "<hidden>", "--hub_token=<hidden>", "--eos_token", "e"]

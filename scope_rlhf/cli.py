@@ -1,0 +1,199 @@
+"""The console script `scope-rlhf`. Heavy imports live inside the commands, so that --help is instant."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from scope_rlhf import __version__
+from scope_rlhf.runtime.launch import run_main
+
+GRPO_HELP = """\
+usage: scope-rlhf grpo [--config FILE.yaml] [--flag value ...]
+
+Train a language model with GRPO and a policy objective of your choice. Without arguments: the embedded run, a small
+GPT-2 on real film reviews, which needs no GPU and no Hub. The command line overrides --config, which overrides the
+defaults; unknown flags and keys are errors.
+
+model and data
+  --model_name_or_path NAME         policy: Hub name, local folder or embedded model
+  --dataset_name NAME               prompts: Hub name such as stanfordnlp/imdb
+  --reward_model_name_or_path NAME  classifier whose score is optimised
+  --judge_model_name_or_path NAME   held-out classifier, measured and never optimised
+  --use_peft true|false             train a LoRA adapter (--lora_r, --lora_alpha, --lora_target_modules)
+
+objective
+  --objective NAME                  see `scope-rlhf objectives`; path/to/file.py:Class or module:Class for your own
+  --objective_kwargs JSON           its parameters, such as '{"alpha": 0.3}'
+  --epsilon X, --epsilon_high X     clip of the probability ratio
+  --beta X                          coefficient of the KL to the reference; 0 turns it off
+
+training
+  --learning_rate X                 --max_steps N
+  --num_generations N               completions for each prompt
+  --per_device_train_batch_size N   completions in one forward pass
+  --gradient_accumulation_steps N   --num_iterations N
+  --max_completion_length N         --temperature X
+  --seed N
+
+run
+  --output_dir DIR                  run folder: config, metrics, samples, report, curves, model
+  --save_steps N                    --resume_from_checkpoint DIR
+  --report_to wandb|tensorboard     --hub_model_id NAME, to push the model with its card
+
+  --config FILE.yaml                defaults for any flag
+  --traceback                       show the traceback of an error
+  --help-all                        every flag of TRL and transformers
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for a failed check, 2 for a user's mistake."""
+    return run_main(_dispatch, argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands except the flags of grpo, which the experiment parses."""
+    parser = argparse.ArgumentParser(
+        prog="scope-rlhf",
+        description="RLHF with exchangeable policy objectives.",
+        epilog="`--traceback`, or SCOPE_RLHF_TRACEBACK=1, shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"scope-rlhf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    commands.add_parser("grpo", help="train with GRPO and any objective", add_help=False)
+
+    objectives = commands.add_parser(
+        "objectives",
+        help="list the objectives, or check your own",
+        description="Without a subcommand: names, parameters with their defaults, and formulas.",
+    )
+    actions = objectives.add_subparsers(dest="action", metavar="action")
+    check = actions.add_parser(
+        "check",
+        help="run the contract on an objective",
+        description="Run the contract of objectives: gradients, masks, extremes, dtypes, pickling. Exit status 1 if a "
+        "check fails.",
+    )
+    check.add_argument("objective", metavar="NAME", help="catalogue name, path/to/file.py:Class, or module:Class")
+    check.add_argument("--objective_kwargs", metavar="JSON", help="parameters, such as '{\"alpha\": 0.3}'")
+
+    commands.add_parser("env", help="versions for a bug report", description="Versions and the machine. No network.")
+
+    report = commands.add_parser(
+        "report", help="rewrite the report of run folders", description="Rewrite report.md and curves.png."
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN_DIR")
+
+    frontier = commands.add_parser(
+        "frontier",
+        help="draw score against KL over several runs",
+        description="One line for each objective through its KL coefficients, from finished run folders.",
+    )
+    frontier.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    frontier.add_argument("--output", default="frontier.png", metavar="FILE.png", help="default: frontier.png")
+    frontier.add_argument("--metric", default="judge", help="metric of evaluation.json on the y axis; default: judge")
+    return parser
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    if argv[:1] == ["grpo"]:
+        return _grpo(argv[1:])
+    arguments = build_parser().parse_args(argv)
+    if arguments.command == "objectives":
+        return _check(arguments) if arguments.action == "check" else _list_objectives()
+    return {"env": _environment, "report": _report, "frontier": _frontier}[arguments.command](arguments)
+
+
+def _grpo(argv: list[str]) -> int | None:
+    if {"-h", "--help"} & set(argv):
+        print(GRPO_HELP, end="")
+        return 0
+    from scope_rlhf.experiments import imdb
+
+    return imdb.main(["--help"] if "--help-all" in argv else argv)
+
+
+def _list_objectives() -> None:
+    from dataclasses import fields, is_dataclass
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scope_rlhf.objectives import OBJECTIVES
+
+    table = Table("name", "parameters", "loss per decision, minimised", show_lines=True)
+    for name, objective in OBJECTIVES.items():
+        parameters = [f"{field.name}={field.default}" for field in fields(objective)] if is_dataclass(objective) else []
+        table.add_row(name, Text("\n".join(parameters)), Text(objective.formula))
+    console = Console()
+    console.print(table)
+    console.print(
+        "Your own: --objective path/to/file.py:Class or module:Class; "
+        "`scope-rlhf objectives check` runs the contract on it.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scope_rlhf.objectives import check_objective, make_objective
+
+    objective = make_objective(arguments.objective, **_parse_kwargs(arguments.objective_kwargs))
+    results = check_objective(objective)
+    table = Table("", "check", "")
+    for result in results:
+        verdict = Text("passed", "green") if result.passed else Text("FAILED", "bold red")
+        table.add_row(verdict, result.name, Text(result.detail))
+    failed = sum(not result.passed for result in results)
+    console = Console()
+    console.print(table)
+    summary = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
+    console.print(f"{arguments.objective}: {summary}", markup=False, highlight=False)
+    return 1 if failed else 0
+
+
+def _parse_kwargs(text: str | None) -> dict[str, Any]:
+    """The JSON object of --objective_kwargs; ValueError for anything else."""
+    try:
+        kwargs = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(
+            f"--objective_kwargs must be JSON such as '{{\"alpha\": 0.3}}', got {text!r}: {error}"
+        ) from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"--objective_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {text!r}")
+    return kwargs
+
+
+def _environment(_: argparse.Namespace) -> None:
+    from scope_rlhf.runtime.environment import device_name, environment_report
+
+    report = environment_report()
+    report["device"] = device_name() if report["torch"] != "not installed" else "unknown without torch"
+    for name, value in report.items():
+        print(f"- {name}: {value}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from scope_rlhf.reports.curves import plot_curves
+    from scope_rlhf.reports.run_report import write_report
+
+    for run in arguments.runs:
+        # The report links the picture, so the picture comes first.
+        print(plot_curves(run))
+        print(write_report(run))
+
+
+def _frontier(arguments: argparse.Namespace) -> None:
+    from scope_rlhf.reports.frontier import plot_frontier, read_frontier
+
+    names = {"judge": "held-out judge, mean score", "reward": "training reward, mean score"}
+    points = read_frontier(arguments.runs, arguments.metric)
+    print(plot_frontier(points, arguments.output, names.get(arguments.metric, arguments.metric)))
