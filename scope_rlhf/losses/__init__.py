@@ -2,7 +2,15 @@
 
 from scope_rlhf.losses.entropy import categorical_entropy, entropy_penalty, p_log_p
 from scope_rlhf.losses.focal import focal_actor_critic, focal_factor, focal_ppo, focal_sign_preserving
-from scope_rlhf.losses.policy import approx_kl, bounded_exp, clip_mask, clipped_surrogate, policy_gradient, ppo_clip
+from scope_rlhf.losses.policy import (
+    approx_kl,
+    bounded_exp,
+    bounded_ratio,
+    clip_mask,
+    clipped_surrogate,
+    policy_gradient,
+    ppo_clip,
+)
 from scope_rlhf.losses.reduction import REDUCTIONS, TRL_REDUCTIONS, fill_masked, masked_mean, reduce_loss
 from scope_rlhf.losses.scope import scope_term, scope_term_detached, scope_term_weighted
 from scope_rlhf.losses.symmetric import reverse_term, reverse_term_over_old, reverse_term_published
@@ -12,6 +20,7 @@ __all__ = [
     "TRL_REDUCTIONS",
     "approx_kl",
     "bounded_exp",
+    "bounded_ratio",
     "categorical_entropy",
     "clip_mask",
     "clipped_surrogate",

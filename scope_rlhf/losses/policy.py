@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 MAX_EXPONENT = 80.0  # e^80 = 5.5e34 leaves a factor 6e3 below the largest float32 and bfloat16
+MAX_LOG_RATIO = 60.0  # e^60 = 1.1e26 leaves room for what a ratio is multiplied with, as focal's slope at p near 1
 
 
 def bounded_exp(exponent: Tensor) -> Tensor:
-    """exp(min(exponent, 80)): finite in float32 and bfloat16, exact below 80, gradient 0 above.
-
-    Without the bound a ratio of e^89 is inf, and the gradient of a clipped decision is 0 * inf = NaN.
-    """
+    """exp(min(exponent, 80)): finite in float32 and bfloat16, exact below 80, gradient 0 above."""
     return exponent.clamp(max=MAX_EXPONENT).exp()
+
+
+def bounded_ratio(log_ratio: Tensor) -> Tensor:
+    """r = exp(min(log_ratio, 60)), gradient r below the bound and 0 above.
+
+    Without the bound a log ratio of 89 gives inf in float32, and a clipped decision the gradient 0 * inf = NaN.
+    """
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
 
 def policy_gradient(log_probs: Tensor, advantages: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scope_rlhf.losses import approx_kl, bounded_exp, clip_mask, clipped_surrogate
+from scope_rlhf.losses import approx_kl, bounded_ratio, clip_mask, clipped_surrogate
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,8 @@ class ClippedObjective(Objective):
     """Shared by the shipped objectives: the policy term and its two clips.
 
     The policy term is -s with s = min(r A, clip(r) A), clip(r) = clamp(r, 1 - clip_low, 1 + clip_high), where the
-    inputs have a ratio, and s = A log p where they have none.
+    inputs have a ratio, and s = A log p where they have none. log r is bounded at 60, which keeps float32 and bfloat16
+    finite; a decision beyond it has no gradient.
 
     clip_low in (0, 1), clip_high > 0. policy_coef >= 0 multiplies the policy term only.
     """
@@ -117,7 +118,7 @@ class ClippedObjective(Objective):
         log_ratio = inputs.resolve_log_ratio()
         if log_ratio is None:
             return inputs.advantages * inputs.log_probs, None
-        ratio = bounded_exp(log_ratio)
+        ratio = bounded_ratio(log_ratio)
         return clipped_surrogate(ratio, inputs.advantages, self.clip_low, self.clip_high), ratio
 
     @torch.no_grad()

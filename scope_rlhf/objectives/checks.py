@@ -67,6 +67,13 @@ def given_tensors(inputs: PolicyInputs) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
 
+def sound_stats(loss: PolicyLoss) -> dict[str, Tensor]:
+    """The stats of the right kind and shape, so that one wrong stat fails one check."""
+    stats = loss.stats if isinstance(loss.stats, dict) else {}
+    shape = loss.per_decision.shape
+    return {n: v.detach() for n, v in stats.items() if isinstance(v, Tensor) and v.shape == shape}
+
+
 def check_output(objective: Callable, form: str) -> str | None:
     for shape in SHAPES:
         loss = make_sample(objective, form, shape).call()
@@ -179,7 +186,8 @@ def check_elementwise(objective: Callable, form: str) -> str | None:
     }
     other = sample.call(**changed)
     pairs = {"per_decision": (loss.per_decision, other.per_decision)}
-    pairs |= {f"stats[{name!r}]": (loss.stats[name], other.stats[name]) for name in loss.stats if name in other.stats}
+    stats, others = sound_stats(loss), sound_stats(other)
+    pairs |= {f"stats[{name!r}]": (stats[name], others[name]) for name in stats if name in others}
     for name, (before, after) in pairs.items():
         if not torch.allclose(before[~first], after[~first], rtol=1e-12, atol=1e-12):
             return (
@@ -244,7 +252,7 @@ def check_extremes(objective: Callable, form: str) -> str | None:
         log_probs, old, advantages = torch.tensor(cases, dtype=torch.float64).T.to(dtype)
         sample = Sample(objective, form, log_probs, advantages, old)
         loss = sample.call()
-        values = {"per_decision": loss.per_decision} | {f"stats[{n!r}]": v for n, v in loss.stats.items()}
+        values = {"per_decision": loss.per_decision} | {f"stats[{n!r}]": v for n, v in sound_stats(loss).items()}
         if loss.per_decision.requires_grad:
             gradients = torch.autograd.grad(loss.per_decision.sum(), sample.leaves, allow_unused=True)
             names = ("the gradient", "the gradient of the entropy")
@@ -265,7 +273,7 @@ def check_extremes(objective: Callable, form: str) -> str | None:
 def check_dtypes(objective: Callable, form: str) -> str | None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         loss = make_sample(objective, form, dtype=dtype).call()
-        for name, value in {"per_decision": loss.per_decision, **loss.stats}.items():
+        for name, value in {"per_decision": loss.per_decision, **sound_stats(loss)}.items():
             if value.dtype != dtype:
                 return f"{name} is {value.dtype} for inputs of {dtype}, expected the same."
     return None

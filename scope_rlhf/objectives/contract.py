@@ -57,7 +57,7 @@ def _check_forms(objective: Callable[[PolicyInputs], PolicyLoss]) -> tuple[list[
         try:
             make_sample(objective, form).call()
         except ValueError as error:
-            said.append(f"{form} refused: {error}.")
+            said.append(f"{form} refused: {' '.join(str(error).split()).rstrip('.')}.")
         except Exception as error:
             failed = True
             said.append(f"{form}: {describe_error(objective, error)}")

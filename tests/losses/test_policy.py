@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from scope_rlhf.losses import approx_kl, bounded_exp, clip_mask, clipped_surrogate, policy_gradient, ppo_clip
+from scope_rlhf.losses import (
+    approx_kl,
+    bounded_exp,
+    bounded_ratio,
+    clip_mask,
+    clipped_surrogate,
+    policy_gradient,
+    ppo_clip,
+)
 
 RATIOS = torch.tensor([0.1, 0.79, 0.8, 0.81, 1.0, 1.29, 1.3, 1.31, 4.0], dtype=torch.float64)
 ADVANTAGES = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], dtype=torch.float64)
@@ -80,9 +88,19 @@ def test_bounded_exp_is_exact_below_80_and_finite_with_a_zero_gradient_above():
     assert gradient[3:].tolist() == [0.0, 0.0]
 
 
+def test_the_ratio_is_exact_below_60_and_finite_with_a_zero_gradient_above():
+    log_ratio = torch.tensor([-200.0, 0.5, 59.0, 61.0, 1e30], requires_grad=True)
+    ratio = bounded_ratio(log_ratio)
+    torch.testing.assert_close(ratio[:3], log_ratio[:3].exp())
+    assert ratio.isfinite().all()
+    (gradient,) = torch.autograd.grad(ratio.sum(), log_ratio)
+    torch.testing.assert_close(gradient[:3], log_ratio[:3].exp())
+    assert gradient[3:].tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_clipped_decision_has_gradient_zero_at_a_ratio_that_overflows(dtype):
     log_ratio = torch.tensor([100.0], dtype=dtype, requires_grad=True)
-    loss = ppo_clip(bounded_exp(log_ratio), torch.ones(1, dtype=dtype), 0.2, 0.2)
+    loss = ppo_clip(bounded_ratio(log_ratio), torch.ones(1, dtype=dtype), 0.2, 0.2)
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     assert gradient.item() == 0.0
