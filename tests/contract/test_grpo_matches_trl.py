@@ -118,7 +118,13 @@ def test_the_private_names_we_touch_are_still_there():
     for name in ("_compute_loss", "_calculate_rewards", "_save_checkpoint", "log"):
         assert callable(getattr(GRPOTrainer, name))
     source = inspect.getsource(GRPOTrainer)
-    for text in ("self._step ", "self._metrics", "self.loss_type", "self.use_vllm", "current_gradient_accumulation_steps"):
+    for text in (
+        "self._step ",
+        "self._metrics",
+        "self.loss_type",
+        "self.use_vllm",
+        "current_gradient_accumulation_steps",
+    ):
         assert text in source
 
 

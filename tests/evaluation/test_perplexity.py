@@ -20,7 +20,8 @@ def test_documents_within_the_context_equal_one_pass_each():
             log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         total -= log_probs.gather(-1, ids[0, 1:, None]).sum().item()
         count += ids.shape[1] - 1
-    assert result["tokens"] == count and result["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert result["tokens"] == count
+    assert result["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
     size = sum(len(t.encode()) for t in SENTENCES[:3])
     assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
 

@@ -50,7 +50,8 @@ def test_log_probs_of_a_batch_equal_each_row_alone():
     together = completion_log_probs(model, prompts, completions, TOKENIZER.pad_token_id, 1.0)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         alone = completion_log_probs(model, [prompt], [completion], TOKENIZER.pad_token_id, 1.0)[0]
-        assert torch.allclose(together[row], alone, atol=1e-5) and len(alone) == len(completion)
+        assert torch.allclose(together[row], alone, atol=1e-5)
+        assert len(alone) == len(completion)
 
 
 def test_temperature_divides_the_logits():
@@ -69,7 +70,8 @@ def test_the_same_seed_gives_the_same_samples_and_leaves_the_callers_random_stat
     expected = torch.rand(3)
     torch.manual_seed(5)
     first, second, other = draw(model), draw(model), draw(model, seed=1)
-    assert torch.equal(torch.rand(3), expected) and model.training
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
     assert [s.completion_ids for s in first] == [s.completion_ids for s in second]
     assert [s.completion_ids for s in first] != [s.completion_ids for s in other]
 
@@ -88,7 +90,9 @@ def test_a_completion_counts_up_to_and_with_its_first_end_token():
         model.base_model.model.lm_head.bias.zero_()
         model.base_model.model.lm_head.bias[TOKENIZER.eos_token_id] = 50.0
     for sample in draw(model):
-        assert sample.completion_ids == [TOKENIZER.eos_token_id] and sample.ended and sample.completion == ""
+        assert sample.completion_ids == [TOKENIZER.eos_token_id]
+        assert sample.ended
+        assert sample.completion == ""
 
 
 def test_the_adapter_is_back_after_an_exception_inside_the_reference():
@@ -122,8 +126,10 @@ def test_comparison_pairs_prompts_and_refuses_others():
     before = [sample(str(i), [i, i + 1, i + 2], 0.2 + 0.01 * (i % 3)) for i in range(20)]
     after = [sample(str(i), [i, i + 1, i + 2], 0.8 + 0.01 * (i % 3), kl=3.0, nll=3.0) for i in range(20)]
     table = compare_samples(before, after, {"s": "score"})
-    assert table["s"]["difference"] == pytest.approx(0.6) and table["s"]["low"] > 0.55
-    assert table["kl"]["after"] == pytest.approx(3.0) and table["distinct_2"]["difference"] == 0
+    assert table["s"]["difference"] == pytest.approx(0.6)
+    assert table["s"]["low"] > 0.55
+    assert table["kl"]["after"] == pytest.approx(3.0)
+    assert table["distinct_2"]["difference"] == 0
     assert table["perplexity"]["after"] > table["perplexity"]["before"]
     with pytest.raises(ValueError, match="same prompts"):
         compare_samples(before, after[::-1], {"s": "score"})

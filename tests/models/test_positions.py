@@ -83,7 +83,8 @@ def test_given_positions_stand_and_a_second_call_changes_nothing():
     derive_positions(model)
     first = model.transformer.forward
     derive_positions(model)
-    assert model.transformer.forward == first and isinstance(first, types.MethodType)
+    assert model.transformer.forward == first
+    assert isinstance(first, types.MethodType)
     ids = torch.tensor([[3, 4, 5]])
     mask, shifted = torch.ones_like(ids), torch.tensor([[7, 8, 9]])
     with torch.no_grad():

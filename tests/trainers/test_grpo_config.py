@@ -74,4 +74,5 @@ def test_bad_settings_are_refused_by_name(settings, words):
 
 def test_bf16_is_off_on_a_cpu_and_dropout_is_off():
     args = config()
-    assert args.bf16 is False and args.disable_dropout is True
+    assert args.bf16 is False
+    assert args.disable_dropout is True

@@ -31,7 +31,8 @@ def test_async_functions_are_guarded_too_and_keep_their_name():
         return [math.nan for _ in prompts]
 
     guarded = guard_reward(slow)
-    assert guarded.__name__ == "slow" and asyncio.iscoroutinefunction(guarded)
+    assert guarded.__name__ == "slow"
+    assert asyncio.iscoroutinefunction(guarded)
     with pytest.raises(ValueError, match="slow"):
         asyncio.run(guarded(prompts=ROWS, completions=ROWS))
 

