@@ -26,7 +26,7 @@ LAYERS = {
     "experiments": 6,
     "cli": 7,
 }
-# These know no layer and import nothing of the package but themselves and each other: the lowest layer that may use them.
+# These know no layer and import no layer. The number is the lowest layer that may use them.
 SHARED = {"runtime": 3, "hub": 2}
 NO_HUGGING_FACE = {"losses", "objectives", "rl", "metrics", "control", "runtime"}
 HUGGING_FACE = {"transformers", "trl", "peft", "accelerate", "datasets", "evaluate"}
