@@ -22,15 +22,16 @@ class Focal(ClippedObjective):
     alpha >= 0, gamma >= 0; the published values in reinforcement learning are 2 and 2. Focal modulates the policy term
     and adds none, so policy_coef multiplies the whole loss.
 
-    A gamma that is not a whole number is NaN where A < alpha p, so it needs sign_preserving and alpha <= 1. For
-    advantages of one both forms are the same function: sign_preserving is how the supervised focal loss takes such a
-    gamma, and no loss has to look at its advantages, which would wait for the device.
+    A gamma that is not a whole number is NaN where A < alpha p, so it needs alpha <= 1 and either sign_preserving or
+    advantages of one (supervised; both forms are then the same function). The advantages are looked at for such a gamma
+    only: at once on a CPU, by an assertion that does not wait for the device elsewhere.
 
     Stats: those of PPO; focal_magnitude = |loss - loss at alpha 0|; advantage_factor, the number in A's place in the
     gradient of an unclipped decision, -G / r (-G without a ratio); factor_sign_flip.
 
     Raises:
-        ValueError: a gamma as above at construction; a ratio with a gamma other than 2, unless sign_preserving.
+        ValueError: alpha > 1 with such a gamma, at construction; advantages other than one with it, unless
+            sign_preserving; a ratio with a gamma other than 2, unless sign_preserving.
     """
 
     alpha: float = 1.0
@@ -44,16 +45,19 @@ class Focal(ClippedObjective):
         self._check_number("alpha", at_least=0)
         self._check_number("gamma", at_least=0)
         self._check_bool("sign_preserving")
-        if not self.gamma.is_integer() and not (self.sign_preserving and self.alpha <= 1):
+        if not self.gamma.is_integer() and self.alpha > 1:
             raise ValueError(
-                f"focal: gamma={self.gamma:g} with alpha={self.alpha:g} and sign_preserving={self.sign_preserving} "
-                "given, expected a whole gamma, or sign_preserving=True with alpha <= 1 (for advantages of one that is "
-                "the same, supervised focal loss); set objective parameter gamma or sign_preserving"
+                f"focal: gamma={self.gamma:g} with alpha={self.alpha:g} given, expected a whole gamma or alpha <= 1 "
+                "(1 - alpha p may not be negative); set objective parameter gamma or alpha"
             )
 
     def __call__(self, inputs: PolicyInputs) -> PolicyLoss:
         surrogate, ratio = self.surrogate(inputs)
         if self.sign_preserving:
+            loss = focal_sign_preserving(inputs.log_probs, surrogate, self.alpha, self.gamma)
+            plain = -surrogate
+        elif ratio is None and not self.gamma.is_integer():
+            self._require_supervised(inputs.advantages)
             loss = focal_sign_preserving(inputs.log_probs, surrogate, self.alpha, self.gamma)
             plain = -surrogate
         elif ratio is None:
@@ -73,11 +77,21 @@ class Focal(ClippedObjective):
         stats["factor_sign_flip"] = sign_flip(stats["advantage_factor"], inputs.advantages)
         return PolicyLoss(self.policy_coef * loss, stats)
 
+    def _require_supervised(self, advantages: Tensor) -> None:
+        supervised = (advantages == 1).all()
+        if advantages.device.type != "cpu":
+            torch._assert_async(supervised, "focal: a gamma that is not whole needs advantages of one")
+        elif not supervised:
+            raise ValueError(
+                f"focal: gamma={self.gamma:g} with advantages other than one given, expected a whole gamma, advantages "
+                "of one (supervised), or sign_preserving=True; set objective parameter gamma or sign_preserving"
+            )
+
     @torch.no_grad()
     def _advantage_factor(self, inputs: PolicyInputs) -> Tensor:
         log_probs, advantages, alpha, gamma = inputs.log_probs, inputs.advantages, self.alpha, self.gamma
         log_ratio, probs = inputs.resolve_log_ratio(), log_probs.exp()
-        if self.sign_preserving:
+        if self.sign_preserving or not self.gamma.is_integer():
             kept = log_probs if log_ratio is None else 1.0  # s / A, respectively s / (r A)
             slope = gamma * focal_factor(log_probs, alpha, gamma - 1) * alpha * probs if gamma else 0.0
             return advantages * (focal_factor(log_probs, alpha, gamma) - kept * slope)

@@ -97,17 +97,27 @@ def test_policy_coef_multiplies_the_whole_loss(decisions, clips):
         torch.testing.assert_close(scaled.gradient, 1.7 * plain.gradient)
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"gamma": 1.5},
-        {"gamma": 0.5, "alpha": 0.5},
-        {"gamma": 1.5, "alpha": 1.01, "sign_preserving": True},
-    ],
-)
-def test_a_gamma_that_could_be_nan_is_refused_at_construction(parameters):
-    with pytest.raises(ValueError, match="expected a whole gamma, or sign_preserving=True with alpha <= 1"):
-        Focal(**parameters)
+@pytest.mark.parametrize("sign_preserving", [False, True])
+def test_a_gamma_that_could_be_nan_is_refused_at_construction(sign_preserving):
+    with pytest.raises(ValueError, match="expected a whole gamma or alpha <= 1"):
+        Focal(gamma=1.5, alpha=1.01, sign_preserving=sign_preserving)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.5])
+def test_a_gamma_that_is_not_whole_is_the_supervised_focal_loss(gamma):
+    log_probs = torch.tensor([-3.0, -0.4, -1e-8], dtype=torch.float64, requires_grad=True)
+    loss = Focal(gamma=gamma)(PolicyInputs(log_probs, torch.ones_like(log_probs))).per_decision
+    torch.testing.assert_close(loss, -((1 - log_probs.exp()) ** gamma) * log_probs)
+    loss.sum().backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.isfinite().all()
+
+
+def test_a_gamma_that_is_not_whole_with_other_advantages_than_one_is_refused():
+    with pytest.raises(ValueError, match=r"gamma=1.5 with advantages other than one"):
+        Focal(gamma=1.5)(PolicyInputs(torch.zeros(2), torch.tensor([1.0, 0.5])))
+    kept = Focal(gamma=1.5, sign_preserving=True)(PolicyInputs(torch.zeros(2), torch.tensor([1.0, 0.5])))
+    assert kept.per_decision.isfinite().all()
 
 
 @pytest.mark.parametrize("gamma", [0, 1, 3])
