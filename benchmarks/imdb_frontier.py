@@ -3,8 +3,9 @@
     python benchmarks/imdb_frontier.py --output_dir runs/frontier                     # 16 runs, about 40 minutes
     python benchmarks/imdb_frontier.py --output_dir runs/frontier --seeds 42 43 44    # with seeds
 
-Every run is `recipes/imdb_scope.py` with its defaults but for the objective, --beta and --seed. Beside `symmetric` stands
-its control, `ppo` with policy_coef = alpha + beta: as published, symmetric PPO is PPO with the policy term rescaled.
+Every run is `recipes/imdb_scope.py` with its defaults but for the objective, --beta and --seed. Beside `symmetric`
+stands its control, `ppo` with policy_coef = alpha + beta: as published, symmetric PPO is PPO with the policy term
+rescaled.
 Finished runs are kept, so that the command can be repeated after an interruption.
 """
 

@@ -177,7 +177,7 @@ def main(args: ReviewsModelArguments) -> None:
     (final / "training.json").write_text(
         json.dumps(
             {
-                "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items() if k != "output_dir"},
+                "arguments": {k: v for k, v in asdict(args).items() if k != "output_dir"},
                 "device": str(device), "threads": torch.get_num_threads(), "reviews": len(texts),
                 "seconds": round(time.perf_counter() - started), "held_out": result,
             }, indent=2,

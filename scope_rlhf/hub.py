@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+# What a missing or unreachable file comes as. The Hub library passes on some errors of its HTTP client (a refusing
+# proxy, for one), which is httpx or httpx2 by version; their base class is the first base of HfHubHTTPError.
+HUB_ERRORS = (OSError, HfHubHTTPError.__bases__[0], HFValidationError)
 EMBEDDED_PREFIX = "embedded/"
 
 
@@ -85,5 +88,5 @@ def explain_hub_errors(name: str, setting: str, *, default: str | None = None) -
         else:
             with offline_hub():
                 yield
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except HUB_ERRORS as error:
         raise hub_error(name, setting, error, reachable=reachable, default=default) from error

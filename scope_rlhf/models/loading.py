@@ -63,7 +63,7 @@ def lora_config(config: PolicyConfig, model: PreTrainedModel) -> LoraConfig | No
     model_type = model.config.model_type
     if config.lora_target_modules is None and config.lora_target_parameters is None:
         targets = LORA_TARGETS.get(model_type)
-        peft_config.target_modules = None if targets is None else set(targets)
+        peft_config.target_modules = targets
     # GPT-2 keeps its weights as (in, out).
     peft_config.fan_in_fan_out = model_type == "gpt2"
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
@@ -106,7 +106,8 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
         else:
             tokenizer = load_tokenizer(path, revision=config.model_revision)
             model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportArgumentType]
+    embeddings = model.get_input_embeddings().weight
+    vocabulary = int(embeddings.size(0))  # pyright: ignore[reportCallIssue]
     if len(tokenizer) > vocabulary:
         raise ValueError(
             f"the tokenizer of {config.model_name_or_path} has {len(tokenizer)} tokens but the model only "

@@ -22,18 +22,18 @@ def test_lora_target_modules_stays_a_list_of_one(folder):
     config = PolicyConfig(model_name_or_path=str(folder), use_peft=True, lora_target_modules=["c_attn"])
     assert config.lora_target_modules == ["c_attn"]
     model, _, peft_config = load_policy(config)
-    assert peft_config is not None and peft_config.target_modules == {"c_attn"}
+    assert peft_config is not None and peft_config.target_modules == ["c_attn"]
     assert any("c_attn.lora_A" in name for name, _ in get_peft_model(model, peft_config).named_parameters())
 
 
 def test_gpt2_and_gptj_have_targets_of_their_own_and_lora_has_no_dropout(folder, tmp_path):
     _, _, peft_config = load_policy(PolicyConfig(model_name_or_path=str(folder), use_peft=True))
-    assert peft_config.target_modules == {"c_attn"} and peft_config.fan_in_fan_out and peft_config.lora_dropout == 0
+    assert peft_config.target_modules == ["c_attn"] and peft_config.fan_in_fan_out and peft_config.lora_dropout == 0
     tokenizer = tiny_tokenizer()
     tiny_gptj(tokenizer).save_pretrained(tmp_path / "gptj")
     tokenizer.save_pretrained(tmp_path / "gptj")
     _, _, peft_config = load_policy(PolicyConfig(model_name_or_path=str(tmp_path / "gptj"), use_peft=True))
-    assert peft_config.target_modules == {"q_proj", "v_proj"} and not peft_config.fan_in_fan_out
+    assert peft_config.target_modules == ["q_proj", "v_proj"] and not peft_config.fan_in_fan_out
 
 
 def test_a_target_that_the_model_does_not_have_lists_those_it_has(folder):

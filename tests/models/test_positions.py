@@ -6,9 +6,9 @@ import types
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.tiny import SENTENCES, tiny_gpt2, tiny_gptj, tiny_tokenizer
 
 from scope_rlhf.models.positions import derive_positions, positions_from_mask
+from tests.tiny import SENTENCES, tiny_gpt2, tiny_gptj, tiny_tokenizer
 
 
 def rollout(model, tokenizer, length=8):
