@@ -73,7 +73,7 @@ def write_model_card(
         f"{rewarded}. Policy objective: {inline_code(objective_label(objective))}. Trained by scope-rlhf on TRL.",
         "## Results",
         result_section(evaluation),
-        "\n".join(f"- {note}" for note in honest_notes(evaluation, run.read_metrics())),
+        "\n".join(f"- {note}" for note in honest_notes(evaluation, run.read_metrics(), arguments)),
         "## Load",
         code_block(load_snippet(load_path or str(model_dir), adapter), "python"),
         "## Objective",

@@ -38,7 +38,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         "## Result",
         result_section(evaluation),
     ]
-    notes = honest_notes(evaluation, run.read_metrics())
+    notes = honest_notes(evaluation, run.read_metrics(), config.get("arguments") or {})
     parts.append("\n".join(f"- {note}" for note in notes))
     if (run.path / "curves.png").exists():
         parts += ["## Curves", "![reward, KL and the rest by step](curves.png)"]
@@ -82,7 +82,7 @@ def result_section(evaluation: dict[str, Any]) -> str:
     return f"{table}\n\n{caption[0].upper()}{caption[1:]}." if caption else table
 
 
-def honest_notes(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> list[str]:
+def honest_notes(evaluation: dict[str, Any], metrics: list[dict[str, Any]], arguments: dict[str, Any]) -> list[str]:
     """What the numbers do and do not show, the doubtful ones by name."""
     notes = [
         "The training reward was optimised, so its rise overstates the gain. The held-out judge was not optimised, "
@@ -115,6 +115,9 @@ def honest_notes(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> l
     before, after = get("distinct_2", "before"), get("distinct_2", "after")
     if before and after is not None and abs(after / before - 1) > DISTINCT_CHANGE:
         notes.append(f"Distinct-2 changed by {after / before - 1:+.0%}: compare the samples for repetition.")
+    models = [arguments.get(f"{role}_model_name_or_path") for role in ("reward", "judge")]
+    if models[0] is not None and models[0] == models[1]:
+        notes.append("The judge is the reward model itself, so it is not held out and over-optimisation does not show.")
     held_out = {key for row in metrics for key in row if key.startswith("rewards/") and is_held_out(key)}
     if metrics and not held_out and "judge" not in values:
         notes.append("No held-out judge was measured: over-optimisation of the reward would not be seen here.")

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("known_defaults")
 
 
 def notes_of(**metrics):
-    return " ".join(honest_notes({"metrics": {"judge": {}, **metrics}}, []))
+    return " ".join(honest_notes({"metrics": {"judge": {}, **metrics}}, [], {}))
 
 
 def test_report_says_what_was_run_and_what_came_of_it(make_run, markdown_tables):
@@ -101,8 +101,15 @@ def test_notes_name_what_is_doubtful_and_only_that():
 
 
 def test_a_run_without_any_judge_is_told_what_it_cannot_see():
-    assert "No held-out judge" in " ".join(honest_notes({}, [{"step": 1, "rewards/a/mean": 0.1}]))
-    assert "No held-out judge" not in " ".join(honest_notes({}, [{"step": 1, "rewards/my_judge/mean": 0.1}]))
+    assert "No held-out judge" in " ".join(honest_notes({}, [{"step": 1, "rewards/a/mean": 0.1}], {}))
+    assert "No held-out judge" not in " ".join(honest_notes({}, [{"step": 1, "rewards/my_judge/mean": 0.1}], {}))
+
+
+def test_a_judge_that_is_the_reward_model_is_called_so(make_run, edit):
+    folder = make_run()
+    assert "reward model itself" not in write_report(folder).read_text()
+    edit(folder / "config.json", lambda c: c["arguments"].update(judge_model_name_or_path="embedded/sentiment-reward"))
+    assert "reward model itself" in write_report(folder).read_text()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
