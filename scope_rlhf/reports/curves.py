@@ -114,9 +114,11 @@ def _draw(axes: Any, panel: Panel, rows: list[dict[str, Any]], show_steps: bool)
     axes.set_ylabel(panel.unit)
     axes.margins(x=0.02)
     # A common power of ten above the axis would push the title up.
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.7g}")
     axes.locator_params(axis="x", integer=True, nbins=5 if len(panel.series) == 1 else 9)
     axes.locator_params(axis="y", nbins=5)
+    if panel.unit.startswith("share"):
+        axes.set_ylim(bottom=0)
     if show_steps:
         axes.set_xlabel("step")
     if any(panel.series.values()):
