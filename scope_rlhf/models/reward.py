@@ -87,9 +87,9 @@ class RewardScorer:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Scores [B] of the texts, in their order. Texts of like length share a batch, to save padding."""
         texts = list(texts)
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise ValueError(f"a reward model scores plain texts, got {type(wrong).__name__}: {str(wrong)[:80]!r}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a reward model scores plain texts, got {type(text).__name__}: {str(text)[:80]!r}")
         scores = torch.empty(len(texts))
         if not texts:
             return scores
@@ -123,8 +123,10 @@ class RewardScorer:
 
     @torch.no_grad()
     def _score(self, rows: list[list[int]]) -> Tensor:
-        width = max(1, *map(len, rows))
         pad_id = self._pad_id(rows)
+        # An empty text has no token where the tokenizer adds none; a row without any would give NaN.
+        rows = [row or [pad_id] for row in rows]
+        width = max(map(len, rows))
         ids = torch.full((len(rows), width), pad_id)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(rows):

