@@ -112,8 +112,8 @@ def load_review_prompts(
     folder of data files, or a JSON lines, CSV or Parquet file, from which `split` is read (slices such as
     `train[90%:]` work). A prompt has prompt_length tokens, or with min_prompt_length a length drawn uniformly from
     [min_prompt_length, prompt_length]; it is fewer where the cut would split a character, or where the text takes
-    other tokens when it is tokenized again, and never more. Reviews that end before their prompt does are left out, and so are
-    those whose key is in `exclude`. num_prompts: None takes all.
+    other tokens when it is tokenized again, and never more. Reviews that end before their
+    prompt does are left out, and so are those whose key is in `exclude`. num_prompts: None takes all.
 
     ValueError for a dataset that does not load, a missing split or column, and fewer prompts than asked for.
     """

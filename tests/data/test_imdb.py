@@ -125,7 +125,8 @@ def test_a_prompt_tokenizes_to_its_length(review_file, tokenizer):
 def test_prompt_lengths_vary_uniformly_between_their_bounds(parts, tokenizer):
     prompts = prompts_of("movie-reviews", tokenizer, min_prompt_length=2, prompt_length=5)["prompt"]
     counts = collections.Counter(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
-    # Four equally likely lengths: 496 each of 1,983, standard deviation 19. A cut inside a word may merge to fewer tokens.
+    # Four equally likely lengths: 496 each of 1,983, standard deviation 19.
+    # A cut inside a word may merge to fewer tokens.
     assert all(400 < counts[length] < 590 for length in (2, 3, 4, 5))
     assert max(counts) == 5
 
