@@ -176,10 +176,10 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 f"{folder} is not a checkpoint: it has no trainer_state.json; set --resume_from_checkpoint."
             )
         step = json.loads(state.read_text())["global_step"]
-        before = json.loads(objective.read_text()) if objective.exists() else None
-        now = json.loads(json.dumps(describe_objective(self.objective)))
+        before = _identity(json.loads(objective.read_text()) if objective.exists() else {})
+        now = _identity(json.loads(json.dumps(describe_objective(self.objective))))
         if before != now and not self.args.allow_objective_change:
-            changed = [k for k in {**(before or {}), **now} if (before or {}).get(k) != now.get(k)]
+            changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
             raise ValueError(
                 f"the objective has changed since {folder} was written ({', '.join(changed)}): was {before}, is {now}. "
                 "Resume with the same objective, or say so with --allow_objective_change."
@@ -200,6 +200,12 @@ class ScopeGRPOTrainer(GRPOTrainer):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             (folder / OBJECTIVE_FILE).write_text(json.dumps(describe_objective(self.objective), indent=2) + "\n")
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """What must not change: a user's own file may move, so its text and class count, not where it lies."""
+    names = ("class", "sha256") if record.get("sha256") else ("name",)
+    return {name: record.get(name) for name in (*names, "parameters")}
 
 
 def _zero() -> Tensor:

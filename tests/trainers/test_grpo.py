@@ -168,6 +168,16 @@ def test_resume_with_a_changed_objective_file_is_refused_unless_said_so(tmp_path
     assert trainer.state.global_step == 8
 
 
+def test_resume_with_the_same_objective_file_in_another_folder_goes_on(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    make_trainer(tmp_path / "run", objective=own_objective(tmp_path / "mine.py", 1.0), **settings).train()
+    (tmp_path / "elsewhere").mkdir()
+    spec = own_objective(tmp_path / "elsewhere" / "moved.py", 1.0)
+    trainer = make_trainer(tmp_path / "run", objective=spec, **{**settings, "max_steps": 8})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 8
+
+
 def test_a_reward_function_with_the_wrong_number_of_values_is_refused_before_training(tmp_path):
     def one_value(prompts, completions, **kwargs):
         return [1.0]
