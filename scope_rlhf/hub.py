@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 # What a missing or unreachable file comes as. The Hub library passes on some errors of its HTTP client (a refusing
 # proxy, for one), which is httpx or httpx2 by version; their base class is the first base of HfHubHTTPError.
-HUB_ERRORS = (OSError, HfHubHTTPError.__bases__[0], HFValidationError)
+HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HfHubHTTPError.__bases__[0], HFValidationError)
 EMBEDDED_PREFIX = "embedded/"
 
 

@@ -10,7 +10,7 @@ BASE = ["--use_cpu", "true"]
 def test_no_arguments_is_the_embedded_run():
     script, policy, training = parse_arguments(BASE)
     assert policy.model_name_or_path == "embedded/reviews-gpt2"
-    assert policy.lora_target_modules == ["c_attn", "c_proj", "c_fc"]
+    assert policy.lora_target_modules == ["c_attn"]
     assert (script.dataset_name, training.objective) == ("movie-reviews", "scope")
 
 
