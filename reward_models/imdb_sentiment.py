@@ -105,8 +105,9 @@ def train(args: SentimentArguments) -> dict[str, Any]:
         rows = [training_text(review, generator) for review in ids]
         batches = epoch_batches(rows, generator)
         for batch in tqdm(batches, desc=f"epoch {epoch + 1} of {role['epochs']}", dynamic_ncols=True, mininterval=5):
+            progress = (epoch + (step % len(batches)) / len(batches)) / role["epochs"]
             for group in optimizer.param_groups:
-                group["lr"] = role["learning_rate"] * min((step + 1) / 100, 1 - step / (len(batches) * role["epochs"]))
+                group["lr"] = role["learning_rate"] * min((step + 1) / 100, 1 - progress)
             step += 1
             inputs = tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt").to(device)
             logits, truth = model(**inputs).logits, labels[torch.from_numpy(batch)].to(device)
