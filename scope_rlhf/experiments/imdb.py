@@ -40,6 +40,7 @@ REWARD, JUDGE = "sentiment_reward", "sentiment_judge"
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment that the command line describes; the exit status."""
+    _quiet_libraries()
     script, policy, training = parse_arguments(list(argv))
     run(script, policy, training)
     return 0
@@ -47,7 +48,6 @@ def main(argv: Sequence[str]) -> int:
 
 def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> Path:
     """Train and measure; returns the run folder. ValueError for what cannot work, before anything is trained."""
-    _quiet_libraries()
     if script.num_threads:
         torch.set_num_threads(script.num_threads)
     console = Console(quiet=training.process_index != 0)

@@ -33,7 +33,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "num_iterations": 1,
     "num_generations": 8,
     "max_completion_length": 40,
-    "beta": 0.07,
+    "beta": 0.085,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,
     "dataloader_pin_memory": False,

@@ -97,7 +97,10 @@ def test_an_earlier_run_is_not_written_over(finished):
     ("words", "message"),
     [
         (["--objective", "skope"], "unknown objective 'skope'"),
-        (["--model_name_or_path", "nobody/no-model"], "--model_name_or_path='nobody/no-model'"),
+        (
+            ["--model_name_or_path", "nobody/no-model", "--num_iterations", "1", "--steps_per_generation", "2"],
+            "--model_name_or_path='nobody/no-model'",
+        ),
         (["--dataset_name", "nobody/no-data"], "--dataset_name='nobody/no-data'"),
         (["--prompt_length", "300"], "positions"),
         (["--max_stepz", "3"], "max_stepz"),
