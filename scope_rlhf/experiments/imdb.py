@@ -78,9 +78,6 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        if isinstance(trainer.model, PeftModel) and peft_config is not None:
-            # The name the user gave, not the folder it resolved to: the adapter is to load on other machines.
-            trainer.model.peft_config["default"].base_model_name_or_path = policy.model_name_or_path
         for default in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(ProgressLine())
@@ -122,6 +119,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         if trainer.is_world_process_zero():
             _write_results(folder, script, training, before, after, time.perf_counter() - started, trained)
             tokenizer.save_pretrained(model_dir)
+            _name_the_base(model_dir, policy.model_name_or_path)
             plot_curves(folder.path)
             write_report(folder.path)
             write_model_card(folder.path, model_dir, load_path=training.hub_model_id)
@@ -213,6 +211,16 @@ def _load_scorers(script: ImdbArguments) -> dict[str, RewardScorer]:
             script.judge_model_name_or_path, setting="--judge_model_name_or_path"
         )
     return scorers
+
+
+def _name_the_base(model_dir: Path, name: str | None) -> None:
+    """The adapter names its base as the user did, not the folder that it resolved to: it is to load elsewhere too.
+
+    Written after saving, because PEFT looks the name up on the Hub while it saves.
+    """
+    file = model_dir / "adapter_config.json"
+    if file.exists():
+        write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": name})
 
 
 def _before(folder: RunFolder, resumed: str | None, measure: Any) -> list[Sample]:

@@ -58,6 +58,7 @@ def test_the_run_folder_holds_all_that_the_readme_names(finished):
     )
     assert "held-out judge" in done.stdout
     assert "Traceback" not in done.stderr
+    assert "Unable to fetch" not in done.stderr
 
 
 def test_the_judge_is_logged_but_does_not_enter_the_reward(finished):
