@@ -30,7 +30,7 @@ from scope_rlhf.models.loading import PolicyConfig, load_policy
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
 from scope_rlhf.reports import evaluation_table, plot_curves, write_model_card, write_report
-from scope_rlhf.runtime import RunFolder, write_json
+from scope_rlhf.runtime import RunFolder, is_main_process, write_json
 from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
@@ -229,7 +229,8 @@ def _before(folder: RunFolder, resumed: str | None, measure: Any) -> list[Sample
     if resumed is not None and file.exists():
         return [Sample(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     samples = measure()
-    write_json(file, [asdict(sample) for sample in samples])
+    if is_main_process():
+        write_json(file, [asdict(sample) for sample in samples])
     return samples
 
 

@@ -3,7 +3,6 @@
 import inspect
 import types
 
-import torch
 from torch import Tensor, nn
 
 
@@ -44,9 +43,3 @@ def derive_positions(model: nn.Module) -> None:
         )
 
     backbone.forward = types.MethodType(forward, backbone)
-
-
-@torch.no_grad()
-def longest_sequence(model: nn.Module) -> int | None:
-    """Number of learned positions of the model, or None where its config sets no bound."""
-    return getattr(model.config, "max_position_embeddings", None)  # pyright: ignore[reportAttributeAccessIssue]
