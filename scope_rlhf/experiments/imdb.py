@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoConfig, ProgressCallback
@@ -53,7 +54,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     console = Console(quiet=training.process_index != 0)
     resumed = _find_checkpoint(training)
     _check_lengths(script, policy, training)
-    folder = RunFolder(_choose_output(training, policy, resumed))
+    # One folder for all ranks: its name is the time, which two processes read apart.
+    folder = RunFolder(broadcast_object_list([_choose_output(training, policy, resumed)])[0])
     training.output_dir = str(folder.path)
     with folder:
         started = time.perf_counter()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from trl import TrlParser
 
@@ -36,6 +37,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "beta": 0.085,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,
+    "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": False,
     "logging_steps": 2,
     "save_steps": 16,
@@ -59,6 +61,7 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "beta": 0.001,
     "epsilon": 0.2,
     "gradient_checkpointing": False,
+    "ddp_find_unused_parameters": False,
     "logging_steps": 10,
     "save_steps": 100,
     "save_total_limit": 2,
@@ -105,6 +108,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ImdbArguments, PolicyConfig, S
     model = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or EMBEDDED_POLICY
     embedded = model in EMBEDDED_MODELS
     defaults = dict(EMBEDDED_DEFAULTS if embedded else PAPER_DEFAULTS)
+    # Without it torchrun on CPUs starts processes that never join.
+    defaults["use_cpu"] = not torch.accelerator.is_available()
     if _is_given(argv, config, "objective"):
         defaults.pop("epsilon", None)  # an objective of one's own may have no clip
     if any(_is_given(argv, config, name) for name in ("steps_per_generation", "generation_batch_size")):

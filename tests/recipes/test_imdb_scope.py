@@ -18,9 +18,9 @@ SHORT = [
 ]  # fmt: skip
 
 
-def recipe(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def recipe(*words: str, cwd: Path, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "recipes" / "imdb_scope.py"), *words]
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / "imdb_scope.py"), *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -122,3 +122,19 @@ def test_an_objective_from_a_file_outside_the_repository_trains(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert len(config["objective"]["sha256"]) == 64
     assert config["objective"]["sha256"] in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_two_processes_on_cpus_join_in_one_run_folder(tmp_path):
+    """Without use_cpu, torchrun starts two runs that never meet; the folder's name, the time, differed as well."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    done = recipe(*SHORT, "--max_steps", "2", cwd=tmp_path, launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "runs" / "imdb-scope").iterdir()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["processes"] == 2
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    # 2 ranks x 2 steps of a generation batch x 8 sequences of 8 + 8 tokens
+    assert rows[0]["num_tokens"] == 512
+    assert (folder / "evaluation.json").exists()
+    assert "find_unused_parameters" not in done.stderr
+    assert done.stdout.count("5/5") == 1
