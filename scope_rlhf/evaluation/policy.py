@@ -1,11 +1,11 @@
 """Evaluation of a policy on held-out prompts: samples, rewards, KL to the reference, and the state of the language."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from scope_rlhf.metrics.diversity import paired_distinct_n
 from scope_rlhf.metrics.intervals import PairedDifference, paired_interval
-from scope_rlhf.metrics.jackknife import paired_jackknife
 
 
 @dataclass(frozen=True)
@@ -151,18 +150,13 @@ def _until_end(ids: list[int], end_id: int) -> list[int]:
     return ids[: ids.index(end_id) + 1] if end_id in ids else ids
 
 
-def perplexity(samples: Sequence[Sample]) -> float:
-    """exp(mean -log p_reference per completion token) over all tokens of all samples."""
-    return math.exp(sum(s.reference_nll for s in samples) / sum(len(s.completion_ids) for s in samples))
-
-
 def compare_samples(
     before: Sequence[Sample], after: Sequence[Sample], labels: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Before and after on the same prompts: name -> label, before, after, difference and its 95 % paired interval.
 
-    Means over prompts take the paired bootstrap; perplexity and distinct-2, statistics of the whole sample, the paired
-    jackknife. `labels` names the scorers in the order of the table.
+    Means over prompts and perplexity take the paired bootstrap, distinct-2 the paired jackknife. `labels` names the
+    scorers in the order of the table.
     """
     if [s.prompt for s in before] != [s.prompt for s in after]:
         raise ValueError("the two samples must be of the same prompts in the same order.")
@@ -174,7 +168,14 @@ def compare_samples(
         name: (label, mean(lambda s, name=name: s.scores[name])) for name, label in labels.items()
     }
     rows["kl"] = ("KL to the reference (nats per sequence)", mean(lambda s: s.kl))
-    rows["perplexity"] = ("perplexity under the reference", paired_jackknife(before, after, perplexity))
+    lengths = [[len(s.completion_ids) for s in side] for side in (before, after)]
+    token_nll = [
+        [s.reference_nll / n for s, n in zip(side, counts, strict=True)]
+        for side, counts in zip((before, after), lengths, strict=True)
+    ]
+    # exp(mean -log p_reference per completion token) over all tokens of all samples
+    difference = paired_interval(*token_nll, before_weights=lengths[0], after_weights=lengths[1], transform=np.exp)
+    rows["perplexity"] = ("perplexity under the reference", difference)
     rows["distinct_2"] = (
         "distinct-2",
         paired_distinct_n([s.completion_ids for s in before], [s.completion_ids for s in after], 2),

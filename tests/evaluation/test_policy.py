@@ -1,5 +1,7 @@
 """Sampling and scoring a policy on held-out prompts."""
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -8,7 +10,6 @@ from scope_rlhf.evaluation.policy import (
     Sample,
     compare_samples,
     completion_log_probs,
-    perplexity,
     reference_policy,
     sample_policy,
 )
@@ -124,7 +125,7 @@ def sample(prompt, ids, score, kl=0.0, nll=2.0):
 
 def test_perplexity_is_over_tokens_not_over_rows():
     rows = [sample("a", [1], 0.0, nll=1.0), sample("b", [1, 2, 3], 0.0, nll=5.0)]
-    assert perplexity(rows) == pytest.approx(torch.tensor(6.0 / 4).exp().item())
+    assert compare_samples(rows, rows, {})["perplexity"]["before"] == pytest.approx(math.exp(6.0 / 4))
 
 
 def test_comparison_pairs_prompts_and_refuses_others():
