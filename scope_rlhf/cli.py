@@ -112,7 +112,7 @@ def _grpo(argv: list[str]) -> int | None:
         return 0
     from scope_rlhf.experiments import imdb
 
-    return imdb.main(["--help"] if "--help-all" in argv else argv)
+    return imdb.main(["--help"] if "--help-all" in argv else argv, prog="scope-rlhf grpo")
 
 
 def _list_objectives() -> None:

@@ -68,7 +68,9 @@ def test_the_short_help_of_grpo_names_only_flags_that_exist(capsys):
     assert short == GRPO_HELP
     with pytest.raises(SystemExit, match="0"):
         main(["grpo", "--help-all"])
-    every = set(re.findall(r"--\w+", capsys.readouterr().out))
+    long = capsys.readouterr().out
+    assert long.startswith("usage: scope-rlhf grpo ")
+    every = set(re.findall(r"--\w+", long))
     named = set(re.findall(r"--[a-z_]\w*(?![\w-])", short)) - {"--help", "--traceback", "--flag"}
     assert {"--objective", "--beta", "--output_dir", "--resume_from_checkpoint"} <= named
     assert named - every - {"--config"} == set()

@@ -39,10 +39,10 @@ from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 REWARD, JUDGE = "sentiment_reward", "sentiment_judge"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the experiment that the command line describes; the exit status."""
+def main(argv: Sequence[str], prog: str | None = None) -> int:
+    """Run the experiment that the command line describes; the exit status. `prog` is the command in the help."""
     _quiet_libraries()
-    script, policy, training = parse_arguments(list(argv))
+    script, policy, training = parse_arguments(list(argv), prog)
     run(script, policy, training)
     return 0
 

