@@ -9,6 +9,14 @@ from scope_rlhf.objectives.catalogue import (
     objective_class,
 )
 from scope_rlhf.objectives.contract import CheckResult, check_objective
+from scope_rlhf.objectives.critics import (
+    CRITICS,
+    CriticLoss,
+    CriticLossFunction,
+    check_saved_critic,
+    describe_critic,
+    make_critic_loss,
+)
 from scope_rlhf.objectives.focal import Focal
 from scope_rlhf.objectives.policy_entropy import PolicyEntropy
 from scope_rlhf.objectives.ppo import PPO
@@ -16,10 +24,13 @@ from scope_rlhf.objectives.scope import Scope
 from scope_rlhf.objectives.symmetric import Symmetric
 
 __all__ = [
+    "CRITICS",
     "OBJECTIVES",
     "PPO",
     "CheckResult",
     "ClippedObjective",
+    "CriticLoss",
+    "CriticLossFunction",
     "Focal",
     "Objective",
     "PolicyEntropy",
@@ -28,7 +39,10 @@ __all__ = [
     "Scope",
     "Symmetric",
     "check_objective",
+    "check_saved_critic",
+    "describe_critic",
     "describe_objective",
+    "make_critic_loss",
     "make_objective",
     "make_trainer_objective",
     "objective_class",
