@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 
 # What a missing or unreachable file comes as. The Hub library passes on some errors of its HTTP client (a refusing
 # proxy, for one), which is httpx or httpx2 by version; their base class is the first base of HfHubHTTPError.
@@ -75,11 +76,18 @@ def hub_error(
 def explain_hub_errors(name: str, setting: str, *, default: str | None = None) -> Iterator[None]:
     """Turns what `from_pretrained` and `load_dataset` raise for a Hub name inside the block into one clear ValueError.
 
-    Without a network the block sees the Hub cache only, so that it fails in seconds. An embedded name or one that
-    exists on disk passes through: its errors are about files, not about the Hub.
+    Without a network the block sees the Hub cache only, so that it fails in seconds. What is wrong with the files of
+    a local path (cut off, not JSON, sizes that do not fit) is said as that.
     """
     if name.startswith(EMBEDDED_PREFIX) or Path(name).expanduser().exists():
-        yield
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{setting}={name!r} cannot be read, a file is cut off or damaged: {error}") from error
+        except RuntimeError as error:
+            if "size" not in str(error):
+                raise
+            raise ValueError(f"{setting}={name!r}: weights and config do not fit each other: {error}") from error
         return
     reachable = constants.HF_HUB_OFFLINE or hub_reachable()
     try:

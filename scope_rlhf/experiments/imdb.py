@@ -30,7 +30,7 @@ from scope_rlhf.models.embedded import explain_hub_errors, resolve_model_path
 from scope_rlhf.models.loading import PolicyConfig, load_policy
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
-from scope_rlhf.reports import evaluation_table, plot_curves, write_model_card, write_report
+from scope_rlhf.reports import evaluation_table, find_panels, plot_curves, write_model_card, write_report
 from scope_rlhf.runtime import RunFolder, is_main_process, write_json
 from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
@@ -122,13 +122,15 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             _write_results(folder, script, training, before, after, time.perf_counter() - started, trained)
             tokenizer.save_pretrained(model_dir)
             _name_the_base(model_dir, policy.model_name_or_path)
-            plot_curves(folder.path)
+            if find_panels(folder.read_metrics()):
+                plot_curves(folder.path)
             write_report(folder.path)
             write_model_card(folder.path, model_dir, load_path=training.hub_model_id)
             evaluation = folder.read_evaluation()
             assert evaluation is not None
             console.print(evaluation_table(evaluation))
-            console.print(f"report: {folder.path / 'report.md'}   curves: {folder.path / 'curves.png'}")
+            written = [f"{name}: {folder.path / name}" for name in ("report.md", "curves.png")]
+            console.print("   ".join(line for line in written if Path(line.partition(": ")[2]).exists()))
             if training.hub_model_id:
                 push_model(model_dir, training.hub_model_id, training.hub_token, bool(training.hub_private_repo))
                 console.print(f"pushed to {training.hub_model_id}")

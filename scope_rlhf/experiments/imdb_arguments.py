@@ -1,5 +1,7 @@
 """Settings of the IMDB experiment: what can be set, the defaults of each kind of run, and what is refused early."""
 
+import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +47,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
 }
 # Any other policy: the setting of the symmetric paper (arXiv 2405.17618) carried to GRPO: 64 prompt and 48 new tokens,
-# 60 rollouts of 112 samples, batches of 28, 5 passes, lr 5e-6, KL .001, clip .2.
+# 60 rollouts of 112 samples, batches of 28, 5 passes, lr 5e-6, KL .001; the clip of .2 is the objectives' own.
 PAPER_DEFAULTS: dict[str, Any] = {
     "objective": "scope",
     "use_peft": True,
@@ -59,7 +61,6 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "max_completion_length": 48,
     "prompt_length": 64,
     "beta": 0.001,
-    "epsilon": 0.2,
     "gradient_checkpointing": False,
     "ddp_find_unused_parameters": False,
     "logging_steps": 10,
@@ -104,27 +105,31 @@ def parse_arguments(
 
     The defaults are the embedded run's where the policy is the embedded one, else the paper's.
     """
-    argv = _split_config(argv)
-    parser = TrlParser((ImdbArguments, PolicyConfig, ScopeGRPOConfig), prog=prog)  # pyright: ignore
-    config = _read_config(argv)
+    argv, config_file = _take_config(_spell(argv))
+    config = _read_config(config_file) if config_file else {}
     model = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or EMBEDDED_POLICY
-    embedded = model in EMBEDDED_MODELS
-    defaults = dict(EMBEDDED_DEFAULTS if embedded else PAPER_DEFAULTS)
+    defaults = dict(EMBEDDED_DEFAULTS if model in EMBEDDED_MODELS else PAPER_DEFAULTS)
     # Without it torchrun on CPUs starts processes that never join.
     defaults["use_cpu"] = not torch.accelerator.is_available()
-    if _is_given(argv, config, "objective"):
-        defaults.pop("epsilon", None)  # an objective of one's own may have no clip
     if any(_is_given(argv, config, name) for name in ("steps_per_generation", "generation_batch_size")):
         defaults.pop("steps_per_generation")
+    # Abbreviated flags would pass by the choice of defaults above.
+    parser = TrlParser((ImdbArguments, PolicyConfig, ScopeGRPOConfig), prog=prog, allow_abbrev=False)  # pyright: ignore
     unused = parser.set_defaults_with_config(**defaults)
     if unused:
         raise ValueError(f"defaults that no setting takes: {unused}")
+    _set_from_config(parser, config, str(config_file))
     try:
-        script, policy, training = parser.parse_args_and_config(argv)
+        script, policy, training, rest = parser.parse_args_and_config(argv, return_remaining_strings=True)
     except SystemExit as stop:
         if stop.code:
-            raise ValueError("the command line could not be read; the message above names the flag.") from None
+            raise ValueError("a setting could not be read; the message above names it.") from None
         raise
+    if rest:
+        known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
+        near = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
+        meant = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
     check_arguments(script, policy, training)
     return script, policy, training
 
@@ -148,27 +153,70 @@ def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: Scope
             )
 
 
-def _split_config(argv: Sequence[str]) -> list[str]:
-    """`--config=file` as two words, which is the form TrlParser reads."""
-    words: list[str] = []
+def _spell(argv: Sequence[str]) -> list[str]:
+    """Flags with underscores, the spelling that is looked for here."""
+    words = []
     for word in argv:
-        words += ["--config", word.removeprefix("--config=")] if word.startswith("--config=") else [word]
+        name, equals, value = word.partition("=")
+        words.append("--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
     return words
 
 
-def _read_config(argv: Sequence[str]) -> dict[str, Any]:
-    path = _value_of(argv, "--config")
-    if path is None:
-        return {}
+def _take_config(argv: list[str]) -> tuple[list[str], str | None]:
+    """The command line without `--config file` or `--config=file`, and the file; of several the last."""
+    rest, file, words = [], None, iter(argv)
+    for word in words:
+        if word == "--config":
+            file = next(words, "")
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+            continue
+        if not file or file.startswith("--"):
+            raise ValueError("--config needs a YAML file behind it.")
+    return rest, file
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """The settings of a YAML file; what stands under `env` goes to the environment, as in TRL."""
     if not Path(path).is_file():
         raise ValueError(f"--config {path!r} is not a file.")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
+    environment = content.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"--config {path}: env must hold variables as `NAME: value`, got {environment!r}.")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
     return content
+
+
+def _set_from_config(parser: TrlParser, config: dict[str, Any], path: str) -> None:
+    """Make the file's values the parser's defaults. Numbers go in as text, so that they are read as on the command
+    line: `model_name_or_path: 5` is a name, and `max_steps: many` an error.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in config.items():
+        action = actions.get(name)
+        if action is None or name == "help":
+            near = difflib.get_close_matches(str(name), actions, n=1)
+            meant = f", did you mean {near[0]}?" if near else ""
+            raise ValueError(f"--config {path}: unknown setting {name!r}{meant}")
+        if value is None and action.default is not None:
+            raise ValueError(f"--config {path}: {name} is empty; give a value, or leave the line out.")
+        if isinstance(value, list) and action.nargs is None:
+            raise ValueError(f"--config {path}: {name} takes one value, got the list {value!r}.")
+        if isinstance(value, dict) and not name.endswith("_kwargs"):
+            raise ValueError(f"--config {path}: {name} takes one value, got {value!r}.")
+        if isinstance(value, int | float) and action.nargs in (None, "?"):
+            value = str(value)
+        elif action.nargs in ("+", "*") and not isinstance(value, list) and value is not None:
+            value = [value]
+        action.default = value
 
 
 def _value_of(argv: Sequence[str], flag: str) -> str | None:

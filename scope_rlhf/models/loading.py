@@ -48,6 +48,9 @@ def load_tokenizer(name_or_path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     With pad == eos nothing downstream may look for padding by id: masks come from lengths.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", truncation_side="left", **kwargs)
+    if not tokenizer("some words", add_special_tokens=False)["input_ids"]:
+        # transformers makes an empty tokenizer for a folder that has a config but no tokenizer file.
+        raise ValueError(f"{name_or_path} has no tokenizer files: save the tokenizer beside the model.")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name_or_path} has no end-of-text token, so a completion could never end.")
     if tokenizer.pad_token_id is None:

@@ -8,7 +8,7 @@ from scope_rlhf.objectives.catalogue import (
     make_trainer_objective,
     objective_class,
 )
-from scope_rlhf.objectives.contract import CheckResult, check_objective
+from scope_rlhf.objectives.contract import CheckResult, check_objective, require_trainable
 from scope_rlhf.objectives.critics import (
     CRITICS,
     CriticLoss,
@@ -46,4 +46,5 @@ __all__ = [
     "make_objective",
     "make_trainer_objective",
     "objective_class",
+    "require_trainable",
 ]

@@ -125,9 +125,12 @@ def check_inputs_unchanged(objective: Callable, form: str) -> str | None:
     return None
 
 
-def check_gradient(objective: Callable, form: str) -> str | None:
+def check_trains(objective: Callable, form: str) -> str | None:
+    """Loss and gradient are there and finite."""
     sample = make_sample(objective, form)
     loss = sample.call().per_decision
+    if not loss.isfinite().all():
+        return f"per_decision is not finite: {loss.flatten().tolist()}."
     if not loss.requires_grad:
         return "per_decision carries no gradient: it is detached from log_probs, and training would change nothing."
     gradients = torch.autograd.grad(loss.sum(), sample.leaves, allow_unused=True)
@@ -138,8 +141,15 @@ def check_gradient(objective: Callable, form: str) -> str | None:
     for gradient in gradients:
         if gradient is not None and not gradient.isfinite().all():
             return f"the gradient of per_decision is not finite: {gradient.flatten().tolist()}."
-    if getattr(objective, "stops_gradient", False):
-        return None
+    return None
+
+
+def check_gradient(objective: Callable, form: str) -> str | None:
+    problem = check_trains(objective, form)
+    if problem or getattr(objective, "stops_gradient", False):
+        return problem
+    sample = make_sample(objective, form)
+    gradients = torch.autograd.grad(sample.call().per_decision.sum(), sample.leaves, allow_unused=True)
 
     names = ("log_probs", "entropy")
 

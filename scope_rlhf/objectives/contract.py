@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scope_rlhf.objectives.base import PolicyInputs, PolicyLoss
-from scope_rlhf.objectives.checks import CHECKS, RATIO, SCORE, describe_error, make_sample
+from scope_rlhf.objectives.checks import (
+    CHECKS,
+    RATIO,
+    SCORE,
+    check_output,
+    check_stats,
+    check_trains,
+    describe_error,
+    make_sample,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,28 @@ def check_objective(objective: Callable[[PolicyInputs], PolicyLoss]) -> list[Che
         if failures and name == "output":
             break
     return results
+
+
+def require_trainable(objective: Callable[[PolicyInputs], PolicyLoss], *, ratio: bool, source: str) -> None:
+    """ValueError for an objective that a trainer could not use, or would use wrongly without a word.
+
+    Of the contract only what every trainer builds on: the form it calls (`ratio`: with old log-probs) is accepted, the
+    output is unreduced, stats are one detached value per decision, loss and gradient are there and finite. Takes
+    milliseconds. `source`: what the user gave, for the message.
+    """
+    form = RATIO if ratio else SCORE
+    for check in (check_output, check_stats, check_trains):
+        try:
+            problem = check(objective, form)
+        except ValueError as error:
+            problem = f"refuses the {form}, which this trainer needs: {' '.join(str(error).split())}"
+        except Exception as error:
+            problem = describe_error(objective, error)
+        if problem:
+            raise ValueError(
+                f"objective {source!r} cannot be trained with: {problem} `scope-rlhf objectives check {source}` runs "
+                "the whole contract."
+            )
 
 
 def _check_forms(objective: Callable[[PolicyInputs], PolicyLoss]) -> tuple[list[str], CheckResult]:

@@ -81,7 +81,7 @@ def _class_of_file(source: str, name: str) -> type:
 def _class_of_module(source: str, name: str) -> type:
     try:
         module = importlib.import_module(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         spec = f"{source}:{name}"
         if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
             raise ValueError(
@@ -100,7 +100,7 @@ def _execute(path: Path, content: bytes, module_name: str) -> ModuleType:
     linecache.checkcache(str(path))
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that calls sys.exit is no module
         if previous is None:
             del sys.modules[module_name]
         else:
@@ -109,7 +109,7 @@ def _execute(path: Path, content: bytes, module_name: str) -> ModuleType:
     return module
 
 
-def locate_error(error: Exception, path: str | None = None) -> str:
+def locate_error(error: BaseException, path: str | None = None) -> str:
     """`file:line: Type: message [line of code]`, at the last frame in `path` (default: the last frame)."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg} [{(error.text or '').strip()}]"

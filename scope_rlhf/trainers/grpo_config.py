@@ -1,12 +1,13 @@
 """Configuration of GRPO with any objective."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from trl import GRPOConfig
 
-from scope_rlhf.objectives import make_trainer_objective
+from scope_rlhf.objectives import make_trainer_objective, require_trainable
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 # Settings of the parent that the overridden loss does not carry: name -> (the only value allowed, what to use instead).
@@ -62,12 +63,27 @@ class ScopeGRPOConfig(GRPOConfig):
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self._read_dicts()
         super().__post_init__()
         self._refuse_unsupported()
         chosen = self.make_objective()
+        require_trainable(chosen, ratio=True, source=self.objective)
         # The parent reads these for its own logging.
         self.epsilon = getattr(chosen, "clip_low", self.epsilon)
         self.epsilon_high = getattr(chosen, "clip_high", self.epsilon_high)
+
+    def _read_dicts(self) -> None:
+        """Dictionaries come from the command line as JSON; the parent reads them too, but names no setting."""
+        for name in self._VALID_DICT_FIELDS:
+            text = getattr(self, name, None)
+            if isinstance(text, str) and (text.lstrip().startswith("{") or name == "objective_kwargs"):
+                try:
+                    setattr(self, name, json.loads(text))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{name} must be a JSON object such as '{{\"alpha\": 0.3}}', got {text!r} ({error}); "
+                        f"set --{name}."
+                    ) from error
 
     def make_objective(self):
         """The objective of this configuration; ValueError for an unknown name, parameter, or a clip set twice."""

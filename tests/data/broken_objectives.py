@@ -175,3 +175,23 @@ class NeedlessEntropy:
 
     def __call__(self, inputs: PolicyInputs) -> PolicyLoss:
         return PolicyLoss(-inputs.advantages * inputs.log_probs, {})
+
+
+@dataclass(frozen=True)
+class MisspelledInput:
+    def __call__(self, inputs: PolicyInputs) -> PolicyLoss:
+        return PolicyLoss(-inputs.advantage * inputs.log_probs, {})  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True)
+class NeverFinite:
+    def __call__(self, inputs: PolicyInputs) -> PolicyLoss:
+        return PolicyLoss(-inputs.advantages * inputs.log_probs * float("nan"), {})
+
+
+@dataclass(frozen=True)
+class RefusesRatios:
+    def __call__(self, inputs: PolicyInputs) -> PolicyLoss:
+        if inputs.old_log_probs is not None:
+            raise ValueError("only without old log-probs")
+        return PolicyLoss(-inputs.advantages * inputs.log_probs, {})

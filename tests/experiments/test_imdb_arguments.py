@@ -1,5 +1,7 @@
 """Settings of the IMDB experiment: precedence, the two sets of defaults, early refusals."""
 
+import os
+
 import pytest
 import torch
 
@@ -54,6 +56,13 @@ def test_command_line_over_file_over_defaults_also_at_the_value_of_the_default(t
         ("no_such_key: 1\n", "no_such_key"),
         ("- a list\n", "name: value"),
         ("a: [unclosed\n", "not YAML"),
+        ("learning_rat: 1\n", "did you mean learning_rate"),
+        ("max_steps:\n", "max_steps is empty"),
+        ("seed: [1, 2]\n", "seed takes one value, got the list"),
+        ("beta:\n  x: 1\n", "beta takes one value"),
+        ("max_steps: many\n", "could not be read"),
+        ("model_name_or_path: 5\nnum_eval_prompts: 1\n", "num_eval_prompts must be"),
+        ("env: 3\n", "env must hold variables"),
     ],
 )
 def test_unknown_keys_and_broken_files_are_errors(tmp_path, content, words):
@@ -63,9 +72,43 @@ def test_unknown_keys_and_broken_files_are_errors(tmp_path, content, words):
         parse_arguments(["--config", str(file), *BASE])
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"c\.yaml is not YAML"):
+        parse_arguments(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_numbers_in_a_file_are_read_as_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("SCOPE_TEST_VARIABLE", raising=False)
+    (tmp_path / "c.yaml").write_text(
+        "learning_rate: 1e-4\nlora_target_modules: c_attn\nuse_peft: true\nmodel_name_or_path: 5\n"
+        "env: {SCOPE_TEST_VARIABLE: 7}\n"
+    )
+    _, policy, training = parse_arguments(["--config", str(tmp_path / "c.yaml")])
+    assert (policy.model_name_or_path, policy.lora_target_modules) == ("5", ["c_attn"])
+    assert training.learning_rate == 1e-4
+    assert os.environ.pop("SCOPE_TEST_VARIABLE") == "7"
+
+
+def test_dashes_for_underscores_do_not_slip_past_the_choice_of_defaults():
+    assert parse_arguments(["--model-name-or-path=gpt2"])[2].max_steps == 1200
+    assert parse_arguments(["--model-name-or-path", "gpt2", "--max-steps", "8"])[2].max_steps == 8
+    with pytest.raises(ValueError, match=r"--model_name gpt2, did you mean --model_name_or_path"):
+        parse_arguments(["--model_name", "gpt2"])
+
+
+def test_a_clip_among_the_objectives_parameters_stands_also_for_another_policy():
+    words = ["--model_name_or_path", "gpt2", "--objective_kwargs", '{"clip_low": 0.1}']
+    assert parse_arguments(words)[2].make_objective().clip_low == 0.1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--config"], "needs a YAML file"),
+        (["--config", "--beta"], "needs a YAML file"),
+        (["--objective_kwargs", "{bad"], "objective_kwargs must be a JSON object.*{bad"),
+        (["--objective_kwargs", "5"], "objective_kwargs must be a JSON object"),
         (["--no_such_flag", "1"], "no_such_flag"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--objective", "skope"], "skope.*scope"),

@@ -151,10 +151,20 @@ def test_offline_mode_set_by_the_user_is_named_and_nothing_is_probed(monkeypatch
         raise OSError("not cached")
 
 
-def test_errors_of_local_files_and_of_other_kinds_pass_through(tmp_path, monkeypatch):
+def test_errors_of_local_files_are_said_as_such_and_not_as_the_hubs(tmp_path):
+    given = str(tmp_path)
+    message = "cannot be read, a file is cut off.*no such shard"
+    with pytest.raises(ValueError, match=message), explain_hub_errors(given, SETTING):
+        raise OSError("no such shard")
+    message = "do not fit each other: size mismatch"
+    with pytest.raises(ValueError, match=message), explain_hub_errors(given, SETTING):
+        raise RuntimeError("size mismatch for lm_head")
+
+
+def test_errors_of_other_kinds_pass_through(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "hub_reachable", lambda: True)
-    for name, error in ((str(tmp_path), OSError), ("embedded/reviews-gpt2", OSError), ("a/b", RuntimeError)):
-        with pytest.raises(error, match="^as it was$"), explain_hub_errors(name, SETTING):
+    for name, error in ((str(tmp_path), RuntimeError), (str(tmp_path), KeyError), ("a/b", RuntimeError)):
+        with pytest.raises(error, match="as it was"), explain_hub_errors(name, SETTING):
             raise error("as it was")
 
 

@@ -106,3 +106,23 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder):
     (folder / "tokenizer.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="do not belong together"):
         load_policy(PolicyConfig(model_name_or_path=str(folder)))
+
+
+def test_weights_that_were_cut_off_are_named_and_no_traceback_of_a_library(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"--model_name_or_path=.*cut off or damaged"):
+        load_policy(PolicyConfig(model_name_or_path=str(folder)))
+
+
+def test_a_config_that_is_no_json_is_named(folder):
+    (folder / "config.json").write_text("{broken")
+    with pytest.raises(ValueError, match=r"--model_name_or_path=.*config.json"):
+        load_policy(PolicyConfig(model_name_or_path=str(folder)))
+
+
+def test_a_model_without_a_tokenizer_is_refused_instead_of_an_empty_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="has no tokenizer files"):
+        load_policy(PolicyConfig(model_name_or_path=str(folder)))

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from scope_rlhf.objectives import Focal, Objective, Scope, check_objective, make_objective
+from scope_rlhf.objectives import (
+    OBJECTIVES,
+    Focal,
+    Objective,
+    Scope,
+    check_objective,
+    make_objective,
+    require_trainable,
+)
+from scope_rlhf.trainers import ScopeGRPOConfig
 
 BROKEN = Path(__file__).parents[1] / "data" / "broken_objectives.py"
 
@@ -35,6 +44,14 @@ MISTAKES = [
     ("RaisesWithoutOldLogProbs", "forms", r"raised at .*broken_objectives.py:\d+: TypeError.*inputs.old_log_probs"),
     ("NeedlessEntropy", "gradient", r"needs_entropy is declared but per_decision does not depend on inputs.entropy"),
 ]
+UNTRAINABLE = [
+    ("HiddenMean", r"already reduced"),
+    ("ReturnsTensor", r"expected PolicyLoss"),
+    ("MisspelledInput", r"AttributeError.*advantage"),
+    ("NumberStat", r"stats\['one'\] is a float"),
+    ("NeverFinite", r"per_decision is not finite"),
+    ("RefusesRatios", r"refuses the ratio form.*only without old log-probs"),
+]
 # A mistake that two checks see: the first explains it, the second is its consequence.
 CONSEQUENCES = {
     "RowMean": {"masked"},
@@ -60,7 +77,7 @@ def test_a_mistake_fails_its_check_with_what_and_why_in_one_paragraph(name, chec
 def test_every_broken_objective_of_the_file_is_tested():
     source = BROKEN.read_text()
     defined = {line.split()[1].rstrip(":") for line in source.splitlines() if line.startswith("class ")}
-    assert defined == {name for name, _, _ in MISTAKES}
+    assert defined == {name for name, _, _ in MISTAKES} | {name for name, _ in UNTRAINABLE}
 
 
 def test_a_refused_form_passes_and_is_said():
@@ -91,3 +108,16 @@ def test_an_objective_without_call_fails_with_what_is_missing():
 def test_a_result_prints_as_one_line():
     result = check_objective(Scope())[0]
     assert str(result) == f"pass  forms: {result.detail}"
+
+
+@pytest.mark.parametrize(("name", "message"), UNTRAINABLE)
+def test_an_objective_that_would_train_wrongly_or_crash_is_refused_before_anything_is_loaded(name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ScopeGRPOConfig("out", objective=f"{BROKEN}:{name}", use_cpu=True)
+    assert "scope-rlhf objectives check" in str(error.value)
+
+
+def test_the_catalogue_and_a_detached_factor_are_trainable():
+    for name in OBJECTIVES:
+        require_trainable(make_objective(name), ratio=True, source=name)
+    require_trainable(make_objective("scope", detach_factor=True), ratio=True, source="scope")

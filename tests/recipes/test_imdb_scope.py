@@ -124,6 +124,13 @@ def test_an_objective_from_a_file_outside_the_repository_trains(tmp_path):
     assert config["objective"]["sha256"] in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
+def test_a_run_that_logs_nothing_still_ends_with_its_report(tmp_path):
+    done = recipe(*SHORT, "--max_steps", "2", "--logging_strategy", "no", "--output_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "95 % paired interval" in (tmp_path / "run" / "report.md").read_text()
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 def test_two_processes_on_cpus_join_in_one_run_folder(tmp_path):
     """Without use_cpu, torchrun starts two runs that never meet; the folder's name, the time, differed as well."""
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
