@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 
 # What a missing or unreachable file comes as. The Hub library passes on some errors of its HTTP client (a refusing
 # proxy, for one), which is httpx or httpx2 by version; their base class is the first base of HfHubHTTPError.
@@ -76,18 +75,11 @@ def hub_error(
 def explain_hub_errors(name: str, setting: str, *, default: str | None = None) -> Iterator[None]:
     """Turns what `from_pretrained` and `load_dataset` raise for a Hub name inside the block into one clear ValueError.
 
-    Without a network the block sees the Hub cache only, so that it fails in seconds. What is wrong with the files of
-    a local path (cut off, not JSON, sizes that do not fit) is said as that.
+    Without a network the block sees the Hub cache only, so that it fails in seconds. An embedded name or one that
+    exists on disk passes through: its errors are about files, not about the Hub.
     """
-    if name.startswith(EMBEDDED_PREFIX) or Path(name).expanduser().exists():
-        try:
-            yield
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{setting}={name!r} cannot be read, a file is cut off or damaged: {error}") from error
-        except RuntimeError as error:
-            if "size" not in str(error):
-                raise
-            raise ValueError(f"{setting}={name!r}: weights and config do not fit each other: {error}") from error
+    if _is_local(name):
+        yield
         return
     reachable = constants.HF_HUB_OFFLINE or hub_reachable()
     try:
@@ -98,3 +90,40 @@ def explain_hub_errors(name: str, setting: str, *, default: str | None = None) -
                 yield
     except HUB_ERRORS as error:
         raise hub_error(name, setting, error, reachable=reachable, default=default) from error
+
+
+@contextmanager
+def explain_model_errors(name: str, setting: str, *, default: str | None = None) -> Iterator[None]:
+    """`explain_hub_errors`, and one ValueError that names the setting for files that are no sound model.
+
+    Weights that were cut off, a config or tokenizer that is no JSON or lacks what it needs, sizes that do not fit:
+    safetensors, tokenizers and transformers raise something else for each. A missing package and a full memory pass.
+    """
+    with explain_hub_errors(name, setting, default=default):
+        try:
+            yield
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:
+            of_the_hub = isinstance(error, HUB_ERRORS) and not _is_local(name)
+            if of_the_hub or setting in str(error) or "OutOfMemory" in type(error).__name__:
+                raise
+            said = " ".join(str(error).split())
+            raise ValueError(f"{setting}={name!r} is no sound model folder: {type(error).__name__}: {said}") from error
+
+
+@contextmanager
+def explain_push_errors(repo_id: str, setting: str) -> Iterator[None]:
+    """Turns what creating or writing a Hub repository raises into one ValueError."""
+    try:
+        yield
+    except HUB_ERRORS as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"{setting}={repo_id!r}: the Hub ({constants.ENDPOINT}) did not take the push ({type(error).__name__}: "
+            f"{said}). Check the network and the login (`hf auth login` or --hub_token), or leave {setting} out."
+        ) from error
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith(EMBEDDED_PREFIX) or Path(name).expanduser().exists()

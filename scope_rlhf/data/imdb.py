@@ -187,6 +187,8 @@ def reviews_fingerprint(dataset: Dataset) -> str:
 def _review_texts(dataset_name: str, train: bool, split: str, text_column: str) -> tuple[list[str], str]:
     """The reviews, and how errors name where they come from."""
     if dataset_name == EMBEDDED_REVIEWS:
+        if text_column != "text":
+            raise ValueError(f"{EMBEDDED_REVIEWS} has no column {text_column!r}, only 'text'; leave --text_column out.")
         part = "prompts_train" if train else "prompts_eval"
         return list(load_embedded_reviews(part)["text"]), f"part {part} of --dataset_name={dataset_name!r}"
     where = f"split {split!r} of --dataset_name={dataset_name!r}"
@@ -241,7 +243,7 @@ def _load_reviews(dataset_name: str, split: str, split_setting: str) -> Dataset:
             f"{given} has no split {split!r}: {error} Set {split_setting}; a slice such as train[90%:] works too."
         ) from error
     except (DatasetsError, FileNotFoundError) as error:
-        raise ValueError(f"{given} holds no readable data files: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{given} holds no readable data files: {_reason(error)}") from error
 
 
 def _cut_prompts(
@@ -283,3 +285,9 @@ def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> st
         if "\ufffd" not in prompt and len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= length:
             return prompt
     return None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, and that of what it came from, which is where `datasets` says what was wrong."""
+    lines = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    return " ".join(lines) or type(error).__name__

@@ -10,23 +10,24 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoConfig, ProgressCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from scope_rlhf.data.imdb import load_review_prompt_splits, reviews_fingerprint
 from scope_rlhf.evaluation.policy import Sample, compare_samples, sample_policy
 from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
-from scope_rlhf.models.embedded import explain_hub_errors, resolve_model_path
+from scope_rlhf.experiments.resume import check_same_run, choose_output, find_checkpoint
+from scope_rlhf.hub import explain_push_errors
+from scope_rlhf.models.embedded import explain_model_errors, resolve_model_path
 from scope_rlhf.models.loading import PolicyConfig, load_policy
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
@@ -52,10 +53,15 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     if script.num_threads:
         torch.set_num_threads(script.num_threads)
     console = Console(quiet=training.process_index != 0)
-    resumed = _find_checkpoint(training)
+    resumed = find_checkpoint(training)
+    if resumed is not None:
+        check_same_run(Path(resumed).parent, _arguments(script, policy, training), console)
     _check_lengths(script, policy, training)
+    if training.hub_model_id:
+        with explain_push_errors(training.hub_model_id, "--hub_model_id"):
+            make_hub_repository(training)
     # One folder for all ranks: its name is the time, which two processes read apart.
-    folder = RunFolder(broadcast_object_list([_choose_output(training, policy, resumed)])[0])
+    folder = RunFolder(broadcast_object_list([choose_output(training, resumed)])[0])
     training.output_dir = str(folder.path)
     with folder:
         started = time.perf_counter()
@@ -80,6 +86,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             processing_class=tokenizer,
             peft_config=peft_config,
         )
+        if resumed is not None:
+            trainer.check_checkpoint(Path(resumed))
         for default in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(ProgressLine())
@@ -132,21 +140,29 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             written = [f"{name}: {folder.path / name}" for name in ("report.md", "curves.png")]
             console.print("   ".join(line for line in written if Path(line.partition(": ")[2]).exists()))
             if training.hub_model_id:
-                push_model(model_dir, training.hub_model_id, training.hub_token, bool(training.hub_private_repo))
+                push_model(model_dir, training)
                 console.print(f"pushed to {training.hub_model_id}")
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
     return folder.path
 
 
-def push_model(model_dir: Path, repo_id: str, token: str | None, private: bool) -> None:
-    """Create the Hub repository and upload the model folder with its card; clear error without a network."""
-    from huggingface_hub import HfApi
+def make_hub_repository(training: ScopeGRPOConfig) -> None:
+    """The repository of hub_model_id, made before training: a missing login shows now and not hours later."""
+    if training.process_index == 0:
+        assert training.hub_model_id
+        HfApi(token=training.hub_token).create_repo(
+            training.hub_model_id, private=training.hub_private_repo, exist_ok=True
+        )
 
-    api = HfApi(token=token)
-    with explain_hub_errors(repo_id, "--hub_model_id"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=model_dir, commit_message="scope-rlhf: model, card and numbers")
+
+def push_model(model_dir: Path, training: ScopeGRPOConfig) -> None:
+    """Upload the model folder with its card to hub_model_id."""
+    repo_id = str(training.hub_model_id)
+    with explain_push_errors(repo_id, "--hub_model_id"):
+        HfApi(token=training.hub_token).upload_folder(
+            repo_id=repo_id, folder_path=model_dir, commit_message="scope-rlhf: model, card and numbers"
+        )
 
 
 def _quiet_libraries() -> None:
@@ -158,46 +174,12 @@ def _quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=".*pin_memory.*", module=r"torch\.utils\.data")
 
 
-def _choose_output(training: ScopeGRPOConfig, policy: PolicyConfig, resumed: str | None) -> Path:
-    """The given output_dir, or a fresh runs/<name>/<time>. An earlier run is never written over."""
-    if training.output_dir and training.output_dir != "trainer_output":
-        path = Path(training.output_dir)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {path} is a file; set --output_dir to a folder.")
-        if (path / "metrics.jsonl").exists() and resumed is None:
-            raise ValueError(
-                f"output_dir {path} already holds a run; give another --output_dir, delete it, or go on with "
-                f"--resume_from_checkpoint {path}."
-            )
-        return path
-    if resumed is not None:
-        return Path(resumed).parent
-    name = Path(training.objective.rsplit(":", 1)[-1]).name
-    return Path("runs") / f"imdb-{name}" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def _find_checkpoint(training: ScopeGRPOConfig) -> str | None:
-    """The checkpoint folder to resume from: given itself, as the run folder, or "true" for the newest of output_dir."""
-    given = training.resume_from_checkpoint
-    if not given:
-        return None
-    path = Path(training.output_dir or ".") if str(given).lower() in ("true", "last", "latest") else Path(str(given))
-    if not path.is_dir():
-        raise ValueError(f"--resume_from_checkpoint {given!r}: {path} is not a folder.")
-    if (path / "trainer_state.json").exists():
-        return str(path)
-    last = get_last_checkpoint(str(path))
-    if last is None:
-        raise ValueError(f"--resume_from_checkpoint {given!r}: {path} holds no checkpoint-<step> folder.")
-    return last
-
-
 def _check_lengths(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
     name = policy.model_name_or_path or ""
     path = resolve_model_path(name, "--model_name_or_path")
     if (Path(path) / "adapter_config.json").exists():
         return  # the base model's config is read with the adapter
-    with explain_hub_errors(name, "--model_name_or_path"):
+    with explain_model_errors(name, "--model_name_or_path"):
         config = AutoConfig.from_pretrained(path, revision=policy.model_revision)
     longest = getattr(config, "max_position_embeddings", None)
     wanted = script.prompt_length + (training.max_completion_length or 0)

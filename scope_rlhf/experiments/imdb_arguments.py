@@ -142,6 +142,10 @@ def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: Scope
         raise ValueError(f"max_completion_length must be at least 1, got {training.max_completion_length}.")
     if script.num_threads is not None and script.num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {script.num_threads}.")
+    if training.push_to_hub and not training.hub_model_id:
+        raise ValueError(
+            "push_to_hub needs the repository: set --hub_model_id, which alone pushes the final model with its card."
+        )
     if training.save_strategy == "steps" and training.save_steps >= 1:
         window = (training.steps_per_generation or 1) * training.num_iterations
         steps = max(1, window // training.gradient_accumulation_steps)

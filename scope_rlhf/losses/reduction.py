@@ -102,5 +102,5 @@ def _check_normalizer(reduction: str, normalizer: float | Tensor | None) -> None
     if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(f"reduce_loss: normalizer has shape {tuple(normalizer.shape)}, expected a number")
-    elif not normalizer >= 0 or (form == "fixed_horizon" and normalizer == 0):
+    elif not 0 <= normalizer < math.inf or (form == "fixed_horizon" and normalizer == 0):
         raise ValueError(f"reduce_loss: normalizer={normalizer!r} given, expected a positive number")

@@ -3,9 +3,16 @@
 import os
 from pathlib import Path
 
-from scope_rlhf.hub import EMBEDDED_PREFIX, explain_hub_errors
+from scope_rlhf.hub import EMBEDDED_PREFIX, explain_hub_errors, explain_model_errors
 
-__all__ = ["EMBEDDED_MODELS", "WEIGHTS_FOLDER", "explain_hub_errors", "is_model_folder", "resolve_model_path"]
+__all__ = [
+    "EMBEDDED_MODELS",
+    "WEIGHTS_FOLDER",
+    "explain_hub_errors",
+    "explain_model_errors",
+    "is_model_folder",
+    "resolve_model_path",
+]
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 # Public name -> folder below WEIGHTS_FOLDER.

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from scope_rlhf.models.embedded import explain_hub_errors, resolve_model_path
+from scope_rlhf.models.embedded import explain_model_errors, resolve_model_path
 from scope_rlhf.models.positions import derive_positions
 
 # LoRA targets where the user names none; other architectures take PEFT's own defaults.
@@ -101,7 +101,7 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     adapter = Path(path) / "adapter_config.json"
-    with explain_hub_errors(config.model_name_or_path, setting):
+    with explain_model_errors(config.model_name_or_path, setting):
         if adapter.exists():
             base = resolve_model_path(PeftConfig.from_pretrained(path).base_model_name_or_path or "", setting)
             tokenizer = load_tokenizer(path if (Path(path) / "tokenizer_config.json").exists() else base)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from scope_rlhf.models.embedded import explain_hub_errors, resolve_model_path
+from scope_rlhf.models.embedded import explain_model_errors, resolve_model_path
 
 OUTPUTS = ("probability", "logit")
 # Names of the rewarded class where none is given; lvwerra/distilbert-imdb calls it LABEL_1 or POSITIVE.
@@ -71,7 +71,7 @@ class RewardScorer:
         given = f"{setting}={name_or_path!r}"
         if (Path(path) / "adapter_config.json").exists():
             raise ValueError(f"{given} is an adapter: merge it into its base model and give the folder of the result.")
-        with explain_hub_errors(name_or_path, setting, default="embedded/sentiment-reward"):
+        with explain_model_errors(name_or_path, setting, default="embedded/sentiment-reward"):
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = _load_classifier(path, given, dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -71,8 +71,8 @@ def require_trainable(objective: Callable[[PolicyInputs], PolicyLoss], *, ratio:
             problem = describe_error(objective, error)
         if problem:
             raise ValueError(
-                f"objective {source!r} cannot be trained with: {problem} `scope-rlhf objectives check {source}` runs "
-                "the whole contract."
+                f"objective {source!r} cannot be trained with: {problem.rstrip('.')}. `scope-rlhf objectives check "
+                f"{source}` runs the whole contract."
             )
 
 

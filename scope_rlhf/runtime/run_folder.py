@@ -14,7 +14,7 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from scope_rlhf import __version__
 from scope_rlhf.runtime.environment import command_line, device_name, package_versions, source_commit
@@ -25,8 +25,10 @@ from scope_rlhf.runtime.launch import is_main_process
 class RunFolder:
     """One run's files. Writing makes the folder; on every rank but the first, writing does nothing.
 
-    As a context manager it drops the error.txt of an earlier failure, keeps the traceback of what ends the block there
-    and says so in a note on the exception, which run_main prints behind the error.
+    As a context manager it makes the folder and locks it against a second run (the lock ends with the process, however
+    it ends), drops the error.txt of an earlier failure, keeps the traceback of what ends the block there and says so in
+    a note on the exception, which run_main prints behind the error. ValueError where the folder cannot be made or
+    another process runs in it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -36,6 +38,7 @@ class RunFolder:
         self.evaluation_file = self.path / "evaluation.json"
         self.samples_file = self.path / "samples.jsonl"
         self.error_file = self.path / "error.txt"
+        self._lock: IO[str] | None = None
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -144,6 +147,18 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         if is_main_process():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = (self.path / ".lock").open("w")
+            except OSError as error:
+                raise ValueError(f"output_dir {self.path} cannot be written: {error}; set --output_dir.") from error
+            try:
+                _lock(self._lock)
+            except OSError as error:
+                self._lock.close()
+                raise ValueError(
+                    f"output_dir {self.path} is in use by another run; give another --output_dir or wait for its end."
+                ) from error
             self.error_file.unlink(missing_ok=True)
         return self
 
@@ -153,6 +168,19 @@ class RunFolder:
         if isinstance(error, Exception) and self.path.is_dir() and is_main_process():
             write_text(self.error_file, "".join(traceback.format_exception(kind, error, trace)))
             error.add_note(f"The traceback is in {self.error_file}.")
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+def _lock(file: IO[str]) -> None:
+    """OSError where another process holds the lock. No lock where the system has none (Windows)."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _end_of_last_line(file: Any, size: int) -> int:

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
 
 from scope_rlhf.losses import fill_masked, reduce_loss
+from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.objectives import PolicyInputs, describe_objective
+from scope_rlhf.trainers.card import checkpoint_card
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
 
@@ -43,7 +46,6 @@ class ScopeGRPOTrainer(GRPOTrainer):
     call; during training for a reward that is NaN or infinite, before the update.
     """
 
-    _name = "Scope GRPO"
     args: ScopeGRPOConfig
     model: nn.Module
 
@@ -64,8 +66,9 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 stacklevel=2,
             )
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        functions = [guard_reward(f) if callable(f) and not isinstance(f, nn.Module) else f for f in functions]
-        super().__init__(model, [f for f in functions if f is not None], args, **kwargs)
+        functions = [_checked_reward(f) for f in functions if f is not None]
+        super().__init__(model, functions, args, **kwargs)
+        _check_batches(self.train_dataset, args)
         if self.aux_loss_enabled:
             raise ValueError("mixture-of-experts balancing (output_router_logits) is not supported: set it to False.")
         for each in (self.model, self.ref_model):
@@ -164,11 +167,11 @@ class ScopeGRPOTrainer(GRPOTrainer):
             folder = get_last_checkpoint(self.args.output_dir or ".") if folder is True else folder
             if folder is None:
                 raise ValueError(f"no checkpoint in {self.args.output_dir}; check --resume_from_checkpoint.")
-            self._step = self._check_checkpoint(Path(str(folder)))
+            self._step = self.check_checkpoint(Path(str(folder)))
             resume_from_checkpoint = str(folder)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _check_checkpoint(self, folder: Path) -> int:
+    def check_checkpoint(self, folder: Path) -> int:
         """The number of micro-batches before the checkpoint; ValueError where the run could not go on exactly."""
         state, objective = folder / "trainer_state.json", folder / OBJECTIVE_FILE
         if not state.exists():
@@ -195,6 +198,14 @@ class ScopeGRPOTrainer(GRPOTrainer):
             )
         return micro_batches
 
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """A short README.md with the objective; the parent's names none, and None as the base of a local model."""
+        if self.is_world_process_zero() and self.args.output_dir:
+            text = checkpoint_card(
+                model_name, get_config_model_id(self.model.config), describe_objective(self.objective)
+            )
+            Path(self.args.output_dir, "README.md").write_text(text, encoding="utf-8")
+
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -214,6 +225,29 @@ def _zero() -> Tensor:
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands in for log_extra and log_metric during the trial call."""
+
+
+def _checked_reward(function: Any) -> Any:
+    """A reward function under guard, a reward model, or the name of one; ValueError for anything else."""
+    if isinstance(function, nn.Module):
+        return function
+    if isinstance(function, str):
+        return resolve_model_path(function, "reward_funcs")
+    if not callable(function):
+        raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
+    return guard_reward(function)
+
+
+def _check_batches(dataset: Any, args: ScopeGRPOConfig) -> None:
+    """ValueError for fewer prompts than one generation batch takes: the sampler drops it, and nothing would train."""
+    wanted = (args.generation_batch_size or 1) // (args.num_generations or 1)
+    if isinstance(dataset, Dataset) and len(dataset) < wanted:
+        raise ValueError(
+            f"the training set has {len(dataset)} prompts, but one generation batch takes {wanted} "
+            f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), so no "
+            "update would be made. Give more prompts (--num_train_prompts, --dataset_name), or lower "
+            "--per_device_train_batch_size or --steps_per_generation."
+        )
 
 
 def _check_dataset(dataset: Any, setting: str) -> None:

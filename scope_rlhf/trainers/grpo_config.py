@@ -1,10 +1,12 @@
 """Configuration of GRPO with any objective."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
 from scope_rlhf.objectives import make_trainer_objective, require_trainable
@@ -21,7 +23,22 @@ UNSUPPORTED = {
     "use_liger_kernel": (False, "it replaces the forward pass that gives the log-probs"),
 }
 # Sampling from a truncated distribution makes the full-vocabulary ratio biased: its mean is the kept mass, not 1.
-SAMPLING = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
+# The first four are settings, the others come by generation_kwargs, spelled as in transformers or vLLM.
+SAMPLING = {
+    "top_p": (1.0,), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,), "typical_p": (1.0, None),
+    "epsilon_cutoff": (0.0, None), "eta_cutoff": (0.0, None), "top_h": (None,), "no_repeat_ngram_size": (0, None),
+    "do_sample": (True,), "num_beams": (1,), "penalty_alpha": (None,), "guidance_scale": (None, 1.0),
+    "bad_words_ids": (None,), "suppress_tokens": (None,), "begin_suppress_tokens": (None,), "sequence_bias": (None,),
+    "min_length": (0, None), "min_new_tokens": (0, None), "exponential_decay_length_penalty": (None,),
+    "encoder_repetition_penalty": (1.0, None), "forced_bos_token_id": (None,), "forced_eos_token_id": (None,),
+    "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "logit_bias": (None,), "min_tokens": (0,),
+    "bad_words": (None,), "allowed_token_ids": (None,),
+}  # fmt: skip
+WHOLE_NUMBERS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "steps_per_generation",
+    "num_iterations", "max_completion_length",
+)  # fmt: skip
+FROM_ZERO = ("beta", "learning_rate", "seed", "max_grad_norm", "warmup_steps", "weight_decay")
 
 
 @dataclass
@@ -64,13 +81,44 @@ class ScopeGRPOConfig(GRPOConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._read_dicts()
+        self._check_numbers()
         super().__post_init__()
         self._refuse_unsupported()
+        missing = [
+            name
+            for name in self.report_to or ()
+            if name not in ("none", "all", *get_available_reporting_integrations())
+        ]
+        if missing:
+            raise ValueError(
+                f"report_to names {', '.join(missing)}, which is not installed; install it or set --report_to none."
+            )
         chosen = self.make_objective()
         require_trainable(chosen, ratio=True, source=self.objective)
         # The parent reads these for its own logging.
         self.epsilon = getattr(chosen, "clip_low", self.epsilon)
         self.epsilon_high = getattr(chosen, "clip_high", self.epsilon_high)
+
+    def _check_numbers(self) -> None:
+        """What the parent would divide by, sample with or multiply into the loss, before it does."""
+        for name in WHOLE_NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}; set --{name}.")
+        for name in FROM_ZERO:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number >= 0, got {value!r}; set --{name}.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive to sample, got {self.temperature!r}; set --temperature.")
+        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
+            raise ValueError(
+                f"max_steps={self.max_steps} trains nothing; set --max_steps, or -1 for --num_train_epochs."
+            )
+        if self.scale_rewards not in (True, False, "group", "batch", "none"):
+            raise ValueError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
+        if self.reward_weights is not None and not all(math.isfinite(weight) for weight in self.reward_weights):
+            raise ValueError(f"reward_weights must be finite, got {self.reward_weights}; set --reward_weights.")
 
     def _read_dicts(self) -> None:
         """Dictionaries come from the command line as JSON; the parent reads them too, but names no setting."""
@@ -103,14 +151,18 @@ class ScopeGRPOConfig(GRPOConfig):
         for name, (allowed, instead) in UNSUPPORTED.items():
             if getattr(self, name) != allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}; leave --{name} unset.")
-        sampling = {name: getattr(self, name) for name in SAMPLING}
+        sampling = {name: getattr(self, name) for name in SAMPLING if hasattr(self, name)}
         if isinstance(self.generation_kwargs, dict):
             sampling |= self.generation_kwargs
+            if "temperature" in self.generation_kwargs:
+                raise ValueError(
+                    "generation_kwargs sets temperature, which the log-probs would not follow; set --temperature."
+                )
         for name, allowed in SAMPLING.items():
-            if sampling[name] not in allowed:
+            if name in sampling and sampling[name] not in allowed:
                 raise ValueError(
                     f"{name}={sampling[name]!r} samples from a changed distribution, while the ratio is taken over the "
-                    f"full vocabulary, so it would be biased; leave --{name} at {allowed[0]}."
+                    f"full vocabulary, so it would be biased; leave {name} at {allowed[0]}."
                 )
         if self.importance_sampling_level not in ("token", "sequence"):
             raise ValueError(

@@ -14,11 +14,13 @@ def check_rewards(name: str, rewards: Any, prompts: Sequence[Any], completions: 
     ValueError for a wrong count, and for a value that is no number, NaN or infinite, with the function and the row.
     """
     try:
-        values = list(rewards)
+        values = None if isinstance(rewards, str | bytes | dict | set | frozenset) else list(rewards)
     except TypeError:
+        values = None
+    if values is None:
         raise ValueError(
             f"reward function {name} returned {type(rewards).__name__}, expected one number for each completion."
-        ) from None
+        )
     if len(values) != len(prompts):
         raise ValueError(
             f"reward function {name} returned {len(values)} values for {len(prompts)} completions; it must return "

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig
 
 from scope_rlhf import hub
-from scope_rlhf.hub import explain_hub_errors, hub_reachable
+from scope_rlhf.hub import explain_hub_errors, explain_model_errors, explain_push_errors, hub_reachable
 from scope_rlhf.models import embedded
 from scope_rlhf.models.embedded import EMBEDDED_MODELS, resolve_model_path
 
@@ -151,21 +151,31 @@ def test_offline_mode_set_by_the_user_is_named_and_nothing_is_probed(monkeypatch
         raise OSError("not cached")
 
 
-def test_errors_of_local_files_are_said_as_such_and_not_as_the_hubs(tmp_path):
-    given = str(tmp_path)
-    message = "cannot be read, a file is cut off.*no such shard"
-    with pytest.raises(ValueError, match=message), explain_hub_errors(given, SETTING):
-        raise OSError("no such shard")
-    message = "do not fit each other: size mismatch"
-    with pytest.raises(ValueError, match=message), explain_hub_errors(given, SETTING):
-        raise RuntimeError("size mismatch for lm_head")
-
-
-def test_errors_of_other_kinds_pass_through(tmp_path, monkeypatch):
+def test_errors_of_local_files_and_of_other_kinds_pass_through(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "hub_reachable", lambda: True)
-    for name, error in ((str(tmp_path), RuntimeError), (str(tmp_path), KeyError), ("a/b", RuntimeError)):
-        with pytest.raises(error, match="as it was"), explain_hub_errors(name, SETTING):
+    for name, error in ((str(tmp_path), OSError), ("embedded/reviews-gpt2", OSError), ("a/b", RuntimeError)):
+        with pytest.raises(error, match="^as it was$"), explain_hub_errors(name, SETTING):
             raise error("as it was")
+
+
+@pytest.mark.parametrize("error", [OSError("no such shard"), KeyError("added_tokens"), RuntimeError("size mismatch")])
+def test_damaged_model_files_are_one_error_that_names_the_setting(tmp_path, error):
+    message = f"{SETTING}=.*is no sound model folder: {type(error).__name__}"
+    with pytest.raises(ValueError, match=message), explain_model_errors(str(tmp_path), SETTING):
+        raise error
+
+
+@pytest.mark.parametrize("error", [ImportError("bitsandbytes"), MemoryError(), ValueError(f"{SETTING} is wrong")])
+def test_a_missing_package_a_full_memory_and_our_own_words_pass(tmp_path, error):
+    with pytest.raises(type(error)) as caught, explain_model_errors(str(tmp_path), SETTING):
+        raise error
+    assert caught.value is error
+
+
+def test_a_push_without_a_network_says_what_to_do():
+    message = r"--hub_model_id='me/x': the Hub .* did not take the push.*leave"
+    with pytest.raises(ValueError, match=message), explain_push_errors("me/x", "--hub_model_id"):
+        raise OSError("no route")
 
 
 def test_hub_http_errors_are_operating_system_errors():

@@ -53,7 +53,8 @@ def test_an_adapter_is_described_and_loaded_as_one(model):
     (model / "adapter_config.json").write_text("{}")
     text = write_model_card(model.parent, model, load_path="me/mine").read_text()
     assert hub_data(text).library_name == "peft"
-    assert 'AutoPeftModelForCausalLM.from_pretrained("me/mine")' in text
+    # The fixture's base is the embedded model, which PEFT would look for on the Hub.
+    assert 'load_policy(PolicyConfig(model_name_or_path="me/mine"))' in text
     assert "A LoRA adapter for" in text
 
 
@@ -111,3 +112,9 @@ def test_the_snippet_is_python_that_names_real_classes(adapter):
 )
 def test_hub_names_are_told_from_paths(name, expected):
     assert is_hub_name(name) is expected
+
+
+def test_an_adapter_of_an_embedded_model_loads_by_this_package_because_peft_would_ask_the_hub():
+    snippet = load_snippet("runs/x/model", True, "embedded/reviews-gpt2")
+    assert 'load_policy(PolicyConfig(model_name_or_path="runs/x/model"))' in snippet
+    compile(snippet, "snippet", "exec")

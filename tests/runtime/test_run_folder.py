@@ -115,3 +115,18 @@ def test_a_failing_run_keeps_its_traceback_and_the_next_start_drops_it(run):
     assert str(run.error_file) in caught.value.__notes__[0]
     with run:
         assert not run.error_file.exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on_and_not_after(tmp_path):
+    refused = pytest.raises(ValueError, match="in use by another run")
+    with RunFolder(tmp_path / "run"), refused, RunFolder(tmp_path / "run"):
+        pytest.fail("two runs in one folder")
+    with RunFolder(tmp_path / "run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="output_dir .*file/run cannot be written.*--output_dir"):
+        RunFolder(tmp_path / "file" / "run").__enter__()

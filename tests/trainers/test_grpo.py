@@ -246,3 +246,24 @@ def test_saved_adapter_gives_the_same_log_probs_when_loaded(tmp_path):
     with torch.no_grad():
         ours, theirs = (m(input_ids=ids, attention_mask=mask).logits for m in (trainer.model, loaded))
     assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_fewer_prompts_than_a_generation_batch_are_refused_instead_of_training_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"has 3 prompts, but one generation batch takes 4 .*8 / num_generations 2"):
+        make_trainer(tmp_path, dataset=prompt_dataset(1).select(range(3)))
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"), [(5, "reward_funcs holds 5"), ("/no/such/model", "reward_funcs='/no/such/model'")]
+)
+def test_what_is_no_reward_is_refused_naming_the_argument(tmp_path, reward, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, rewards=reward)
+
+
+def test_the_card_of_a_checkpoint_names_the_objective_and_no_base_of_none(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    card = (tmp_path / "README.md").read_text()
+    assert "scope(clip_low=0.2" in card
+    assert "None" not in card

@@ -49,3 +49,9 @@ def test_a_probe_passes_the_other_columns_and_explains_an_exception_of_the_funct
     assert seen["label"] == [1, 0]
     with pytest.raises(ValueError, match=r"needs_label failed on a trial call.*KeyError|needs_label failed.*label"):
         probe_reward(guard_reward(needs_label), [{"prompt": "a"}], 0)
+
+
+@pytest.mark.parametrize("returned", [{"a": 1.0, "b": 2.0}, "12", {1.0, 2.0}])
+def test_a_dictionary_a_text_or_a_set_is_no_list_of_rewards(returned):
+    with pytest.raises(ValueError, match=f"returned {type(returned).__name__}, expected one number"):
+        check_rewards("f", returned, ["p", "q"], ["c", "d"])

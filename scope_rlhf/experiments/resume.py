@@ -1,0 +1,88 @@
+"""Where a run writes, which checkpoint it goes on from, and what a resumed run must keep."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scope_rlhf.trainers.grpo import OBJECTIVE_FILE
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+
+# What a resumed run must keep: its data, its place in them, its model, and how it is measured.
+FIXED = frozenset(
+    (
+        "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split", "text_column",
+        "prompt_length", "min_prompt_length", "num_train_prompts", "num_eval_prompts", "max_completion_length",
+        "model_name_or_path", "model_revision", "reward_model_name_or_path", "judge_model_name_or_path", "use_peft",
+        "lora_r", "lora_target_modules", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "steps_per_generation", "generation_batch_size", "num_generations", "num_iterations",
+    )
+)  # fmt: skip
+# What says nothing about the result.
+MAY_CHANGE = frozenset(
+    (
+        "output_dir", "resume_from_checkpoint", "max_steps", "num_train_epochs", "save_steps", "save_strategy",
+        "save_total_limit", "logging_steps", "logging_dir", "disable_tqdm", "num_threads", "report_to", "hub_model_id",
+        "hub_token", "push_to_hub", "run_name", "allow_objective_change", "objective", "objective_kwargs", "eval_steps",
+    )
+)  # fmt: skip
+
+
+def choose_output(training: ScopeGRPOConfig, resumed: str | None) -> Path:
+    """The given output_dir, or a fresh runs/<name>/<time>. An earlier run is never written over."""
+    if training.output_dir and training.output_dir != "trainer_output":
+        path = Path(training.output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {path} is a file; set --output_dir to a folder.")
+        if (path / "metrics.jsonl").exists() and resumed is None:
+            raise ValueError(
+                f"output_dir {path} already holds a run; give another --output_dir, delete it, or go on with "
+                f"--resume_from_checkpoint {path}."
+            )
+        return path
+    if resumed is not None:
+        return Path(resumed).parent
+    name = Path(training.objective.rsplit(":", 1)[-1]).name
+    return Path("runs") / f"imdb-{name}" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def find_checkpoint(training: ScopeGRPOConfig) -> str | None:
+    """The checkpoint folder to resume from: given itself, as the run folder, or "true" for the newest of output_dir."""
+    given = training.resume_from_checkpoint
+    if not given:
+        return None
+    path = Path(training.output_dir or ".") if str(given).lower() in ("true", "last", "latest") else Path(str(given))
+    if not path.is_dir():
+        raise ValueError(f"--resume_from_checkpoint {given!r}: {path} is not a folder.")
+    if (path / "trainer_state.json").exists():
+        return str(path)
+    # The state is written last: a folder without it was cut off by a kill, and the one before it is whole.
+    steps = {int(f.name.removeprefix("checkpoint-")): f for f in path.glob("checkpoint-*") if f.name[11:].isdigit()}
+    whole = [step for step, folder in steps.items() if (folder / OBJECTIVE_FILE).exists()]
+    if not whole:
+        raise ValueError(f"--resume_from_checkpoint {given!r}: {path} holds no complete checkpoint-<step> folder.")
+    return str(steps[max(whole)])
+
+
+def check_same_run(folder: Path, now: dict[str, Any], console: Console) -> None:
+    """ValueError where a resumed run would be measured on other samples than its own start, or stand elsewhere in its
+    data. Other changes are the user's right, and are named.
+    """
+    file = folder / "config.json"
+    before = json.loads(file.read_text(encoding="utf-8")).get("arguments", {}) if file.exists() else {}
+    now = json.loads(json.dumps(now, default=str))
+    changed = {
+        name: f"{name} was {before[name]!r}, is {now[name]!r}"
+        for name in now
+        if name in before and before[name] != now[name] and name not in MAY_CHANGE
+    }
+    fixed = [text for name, text in changed.items() if name in FIXED]
+    if fixed:
+        raise ValueError(
+            f"{folder} was started with other settings that a resumed run must keep: {'; '.join(fixed)}. Set them as "
+            "they were, or start a new run."
+        )
+    if changed:
+        console.print(f"[yellow]changed since {folder} was started:[/] {'; '.join(changed.values())}")
