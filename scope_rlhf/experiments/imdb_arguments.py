@@ -146,15 +146,6 @@ def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: Scope
         raise ValueError(
             "push_to_hub needs the repository: set --hub_model_id, which alone pushes the final model with its card."
         )
-    if training.save_strategy == "steps" and training.save_steps >= 1:
-        window = (training.steps_per_generation or 1) * training.num_iterations
-        steps = max(1, window // training.gradient_accumulation_steps)
-        if training.save_steps % steps:
-            lower = max(steps, int(training.save_steps // steps * steps))
-            raise ValueError(
-                f"save_steps={training.save_steps} leaves checkpoints inside a generation batch, which is used for "
-                f"{steps} steps, and those cannot be resumed exactly; nearest valid: {lower} or {lower + steps}."
-            )
 
 
 def _spell(argv: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from scope_rlhf.trainers.grpo import OBJECTIVE_FILE
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 
 # What a resumed run must keep: its data, its place in them, its model, and how it is measured.
@@ -60,10 +59,18 @@ def find_checkpoint(training: ScopeGRPOConfig) -> str | None:
         return str(path)
     # The state is written last: a folder without it was cut off by a kill, and the one before it is whole.
     steps = {int(f.name.removeprefix("checkpoint-")): f for f in path.glob("checkpoint-*") if f.name[11:].isdigit()}
-    whole = [step for step, folder in steps.items() if (folder / OBJECTIVE_FILE).exists()]
+    whole = [step for step, folder in steps.items() if _is_json(folder / "trainer_state.json")]
     if not whole:
         raise ValueError(f"--resume_from_checkpoint {given!r}: {path} holds no complete checkpoint-<step> folder.")
     return str(steps[max(whole)])
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_same_run(folder: Path, now: dict[str, Any], console: Console) -> None:

@@ -21,6 +21,7 @@ from scope_rlhf.objectives import PolicyInputs, describe_objective
 from scope_rlhf.trainers.card import checkpoint_card
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
+from scope_rlhf.trainers.rollout_state import load_rollout, save_rollout
 
 OBJECTIVE_FILE = "objective.json"
 # The strength of these is relative to advantages of unit spread (paper: z-scored, eq. 9).
@@ -39,8 +40,9 @@ class ScopeGRPOTrainer(GRPOTrainer):
     Metrics, beside the parent's of generation and rewards: `objective/<stat>`, `kl`, `entropy` and
     `clip_ratio/region_mean`, each a masked sum over a count, both summed over micro-batches and ranks between two logs.
 
-    Dropout is off and positions follow the attention mask (`derive_positions`). Resuming is refused off a generation
-    boundary, and when the objective or its file has changed (unless args.allow_objective_change).
+    Dropout is off and positions follow the attention mask (`derive_positions`). Resuming is exact at every step, also
+    inside a generation batch, because the rollout in use is saved with each checkpoint; it is refused when the
+    objective or its file has changed (unless args.allow_objective_change).
 
     Raises ValueError at construction for what is not supported, by name, and for reward functions that fail a trial
     call; during training for a reward that is NaN or infinite, before the update.
@@ -167,7 +169,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
             folder = get_last_checkpoint(self.args.output_dir or ".") if folder is True else folder
             if folder is None:
                 raise ValueError(f"no checkpoint in {self.args.output_dir}; check --resume_from_checkpoint.")
-            self._step = self.check_checkpoint(Path(str(folder)))
+            self._restore_rollout(Path(str(folder)), self.check_checkpoint(Path(str(folder))))
             resume_from_checkpoint = str(folder)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -187,16 +189,26 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 f"the objective has changed since {folder} was written ({', '.join(changed)}): was {before}, is {now}. "
                 "Resume with the same objective, or say so with --allow_objective_change."
             )
-        # The rollout in use is not saved, so only steps that begin with a new rollout continue exactly.
         micro_batches = step * self.args.gradient_accumulation_steps
         every = (self.args.steps_per_generation or 1) * self.num_iterations
-        if micro_batches % every:
-            steps = every // self.args.gradient_accumulation_steps
+        if micro_batches % every and load_rollout(folder, *self._place()) is None:
             raise ValueError(
-                f"{folder} lies within a generation batch, which is used for {steps} steps; only checkpoints at a "
-                f"multiple of {steps} steps resume exactly. Set --save_steps to a multiple of {steps}."
+                f"{folder} lies within a generation batch and holds no rollout for process {self._place()[0]} of "
+                f"{self._place()[1]}, so it cannot go on exactly. Resume with as many processes as wrote it, or "
+                f"from a checkpoint at a multiple of {every // self.args.gradient_accumulation_steps} steps."
             )
         return micro_batches
+
+    def _place(self) -> tuple[int, int, torch.device]:
+        return self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+
+    def _restore_rollout(self, folder: Path, micro_batches: int) -> None:
+        self._step = micro_batches
+        state = load_rollout(folder, *self._place())
+        if state is not None:
+            self._buffered_inputs = state["buffer"]
+            self._metrics["train"].update(state["metrics"])
+            self._sums["train"].update(state["sums"])
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """A short README.md with the objective; the parent's names none, and None as the base of a local model."""
@@ -207,10 +219,14 @@ class ScopeGRPOTrainer(GRPOTrainer):
             Path(self.args.output_dir, "README.md").write_text(text, encoding="utf-8")
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        # Before the parent's files, of which trainer_state.json comes last: a checkpoint that has it is whole.
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        rank, processes, _ = self._place()
+        state = {"buffer": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
+        save_rollout(folder, rank, processes, {**state, "sums": dict(self._sums["train"])})
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             (folder / OBJECTIVE_FILE).write_text(json.dumps(describe_objective(self.objective), indent=2) + "\n")
+        super()._save_checkpoint(model, trial)
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,6 @@ def test_a_clip_among_the_objectives_parameters_stands_also_for_another_policy()
         (["--objective_kwargs", '{"alfa": 1}'], "alfa.*alpha"),
         (["--objective_kwargs", '{"alpha": -0.1}'], "alpha"),
         (["--num_generations", "7"], "num_generations.*7"),
-        (["--save_steps", "3"], "save_steps=3.*nearest valid: 2 or 4"),
         (["--num_eval_prompts", "1"], "num_eval_prompts"),
         (["--max_completion_length", "0"], "max_completion_length"),
         (["--num_threads", "0"], "num_threads"),

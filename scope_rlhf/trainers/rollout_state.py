@@ -1,0 +1,38 @@
+"""What a checkpoint of the parent leaves out: the rollout in use, the micro-batch it stands at, and unlogged metrics.
+
+Without them a run that is resumed inside a generation batch samples anew and silently becomes another run.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATE_VERSION = 1
+
+
+def rollout_file(folder: Path, rank: int) -> Path:
+    """Each process keeps its own share of the rollout."""
+    return folder / f"rollout_rank{rank}.pt"
+
+
+def save_rollout(folder: Path, rank: int, processes: int, state: dict[str, Any]) -> None:
+    """Write the state of one process beside the checkpoint, all of it or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = rollout_file(folder, rank)
+    partial = file.with_suffix(".tmp")
+    torch.save({"version": STATE_VERSION, "processes": processes, **state}, partial)
+    os.replace(partial, file)
+
+
+def load_rollout(folder: Path, rank: int, processes: int, device: torch.device) -> dict[str, Any] | None:
+    """The state that save_rollout wrote; None where there is none or the number of processes is another one."""
+    file = rollout_file(folder, rank)
+    if not file.exists():
+        return None
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}); resume from an earlier checkpoint.") from error
+    return state if (state["version"], state["processes"]) == (STATE_VERSION, processes) else None
