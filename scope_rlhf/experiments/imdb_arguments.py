@@ -26,10 +26,11 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "lora_alpha": 32,
     "lora_target_modules": ["c_attn"],
     "objective": "scope",
-    "learning_rate": 2e-3,
-    "lr_scheduler_type": "constant_with_warmup",
+    "learning_rate": 3e-3,
+    # To 0: at a constant rate the KL of a run swings by a third, and seeds end anywhere in it.
+    "lr_scheduler_type": "linear",
     "warmup_steps": 3,
-    "max_steps": 32,
+    "max_steps": 40,
     "per_device_train_batch_size": 64,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 2,
@@ -42,7 +43,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": False,
     "logging_steps": 2,
-    "save_steps": 16,
+    "save_steps": 20,
     "save_total_limit": 2,
     "report_to": "none",
 }

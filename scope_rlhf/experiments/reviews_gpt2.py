@@ -216,7 +216,7 @@ def train(args: ReviewsModelArguments) -> None:
     }  # fmt: skip
     record = {"arguments": arguments, **measured, "held_out": result}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    scored = {"scored": result["tokens"], "stride": args.block_size // 2, "commands": _commands(stages)}
+    scored = {"scored": result["tokens"], "stride": args.block_size // 2, "commands": _commands(stages, args.max_steps)}
     (final / "README.md").write_text(CARD.format(**{**arguments, **result, **measured, **scored}))
     print(f"held-out perplexity {result['perplexity']:.1f} over {result['documents']} reviews")
 
@@ -226,9 +226,15 @@ def _tokens(stages: list[dict[str, Any]], max_steps: int, block_size: int) -> in
     return sum((end - s["first_step"]) * s["batch_size"] * block_size for s, end in zip(stages, ends, strict=True))
 
 
-def _commands(stages: list[dict[str, Any]]) -> str:
-    """The command of each stage in the same output_dir, as an indented block."""
-    return "\n".join(
-        "      python recipes/train_reviews_gpt2.py " + " ".join(f"--{name} {stage[name]}" for name in STAGE_SETTINGS)
-        for stage in stages
-    )
+def _commands(stages: list[dict[str, Any]], max_steps: int) -> str:
+    """The command of each stage in the same output_dir and the steps it made, as an indented block.
+
+    A stage that was stopped before its max_steps is followed by the next from its last checkpoint.
+    """
+    ends = [*(stage["first_step"] for stage in stages[1:]), max_steps]
+    lines = []
+    for stage, end in zip(stages, ends, strict=True):
+        lines.append(f"      # steps {stage['first_step']:,} to {end:,}")
+        settings = " ".join(f"--{name} {stage[name]}" for name in STAGE_SETTINGS)
+        lines.append(f"      python recipes/train_reviews_gpt2.py {settings}")
+    return "\n".join(lines)
