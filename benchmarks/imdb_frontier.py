@@ -1,6 +1,6 @@
 """Reward against KL on the embedded IMDB run: objectives by KL coefficients by seeds, one picture and one table.
 
-    python benchmarks/imdb_frontier.py --output_dir runs/frontier                     # 16 runs, about 40 minutes
+    python benchmarks/imdb_frontier.py --output_dir runs/frontier                     # 16 runs, 40 minutes
     python benchmarks/imdb_frontier.py --output_dir runs/frontier --seeds 42 43 44    # with seeds
 
 Every run is `recipes/imdb_scope.py` with its defaults but for the objective, --beta and --seed. Beside `symmetric`
@@ -32,7 +32,7 @@ OBJECTIVES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/frontier"))
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.04, 0.08, 0.16, 0.32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="flags for every run, last on the line")

@@ -37,7 +37,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "num_iterations": 1,
     "num_generations": 8,
     "max_completion_length": 40,
-    "beta": 0.085,
+    "beta": 0.08,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,
     "ddp_find_unused_parameters": False,
