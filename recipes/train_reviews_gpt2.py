@@ -1,7 +1,8 @@
 """Train the small GPT-2 that ships with the package (embedded/reviews-gpt2) on real film reviews.
 
-Expected outcome: held-out perplexity <= 50 after some hours on 2 CPU cores, minutes on a GPU. Needs
-`pip install -e ".[demo]"`. An interrupted run goes on from its last checkpoint.
+Expected outcome: held-out perplexity about 50 after some 28 million tokens: the shipped model has 49.3, in three stages
+that its card names, 3.7 hours on 2 CPU cores that had other work too. Needs `pip install -e ".[demo]"`. An interrupted
+run goes on from its last checkpoint, a finished one with a larger --max_steps.
 
     python recipes/train_reviews_gpt2.py --output_dir runs/reviews-gpt2
 
