@@ -19,6 +19,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from scope_rlhf.reports import plot_frontier, read_frontier
+from scope_rlhf.reports.markdown import markdown_table
+from scope_rlhf.runtime import RunFolder, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = {
@@ -27,6 +29,8 @@ OBJECTIVES = {
     "symmetric": ["--objective", "symmetric", "--objective_kwargs", '{"alpha": 0.5, "beta": 0.4}'],
     "ppo_control": ["--objective", "ppo", "--objective_kwargs", '{"policy_coef": 0.9}'],
 }
+
+LANGUAGE = {"perplexity": ".1f", "distinct_2": ".3f"}
 
 
 def main() -> None:
@@ -48,9 +52,18 @@ def main() -> None:
         subprocess.run([sys.executable, str(ROOT / "recipes" / "imdb_scope.py"), *words], check=True)
     points = read_frontier(folders)
     plot_frontier(points, args.output_dir / "frontier.png")
-    table = Table("run", "KL (nats)", "judge", "95 % of the change", title="held-out judge against KL")
+    header = ("run", "KL (nats per sequence)", "judge", "95 % of the change", "perplexity", "distinct-2")
+    rows = []
     for folder, point in zip(folders, points, strict=True):
-        table.add_row(folder.name, f"{point.kl:.2f}", f"{point.score:.3f}", f"[{point.low:.3f}, {point.high:.3f}]")
+        evaluation = RunFolder(folder).read_evaluation()
+        assert evaluation is not None
+        language = [f"{evaluation['metrics'][name]['after']:{form}}" for name, form in LANGUAGE.items()]
+        interval = f"[{point.low:.3f}, {point.high:.3f}]"
+        rows.append((folder.name, f"{point.kl:.2f}", f"{point.score:.3f}", interval, *language))
+    table = Table(*header, title="held-out judge against KL")
+    for row in rows:
+        table.add_row(*row)
+    write_text(args.output_dir / "frontier.md", markdown_table(header, rows) + "\n")
     Console().print(table, args.output_dir / "frontier.png")
 
 
