@@ -15,14 +15,15 @@ FIXED = frozenset(
         "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split", "text_column",
         "prompt_length", "min_prompt_length", "num_train_prompts", "num_eval_prompts", "max_completion_length",
         "model_name_or_path", "model_revision", "reward_model_name_or_path", "judge_model_name_or_path", "use_peft",
-        "lora_r", "lora_target_modules", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "lora_r", "lora_alpha", "lora_target_modules", "temperature", "dtype",
+        "per_device_train_batch_size", "gradient_accumulation_steps",
         "steps_per_generation", "generation_batch_size", "num_generations", "num_iterations",
     )
 )  # fmt: skip
 # What says nothing about the result.
 MAY_CHANGE = frozenset(
     (
-        "output_dir", "resume_from_checkpoint", "max_steps", "num_train_epochs", "save_steps", "save_strategy",
+        "output_dir", "resume_from_checkpoint", "save_steps", "save_strategy",
         "save_total_limit", "logging_steps", "logging_dir", "disable_tqdm", "num_threads", "report_to", "hub_model_id",
         "hub_token", "push_to_hub", "run_name", "allow_objective_change", "objective", "objective_kwargs", "eval_steps",
     )
@@ -55,7 +56,12 @@ def find_checkpoint(training: ScopeGRPOConfig) -> str | None:
     path = Path(training.output_dir or ".") if str(given).lower() in ("true", "last", "latest") else Path(str(given))
     if not path.is_dir():
         raise ValueError(f"--resume_from_checkpoint {given!r}: {path} is not a folder.")
+    path = path.resolve()
     if (path / "trainer_state.json").exists():
+        if not _is_json(path / "trainer_state.json"):
+            raise ValueError(
+                f"--resume_from_checkpoint {given!r}: its trainer_state.json is damaged; take an earlier one."
+            )
         return str(path)
     # The state is written last: a folder without it was cut off by a kill, and the one before it is whole.
     steps = {int(f.name.removeprefix("checkpoint-")): f for f in path.glob("checkpoint-*") if f.name[11:].isdigit()}
@@ -78,7 +84,11 @@ def check_same_run(folder: Path, now: dict[str, Any], console: Console) -> None:
     data. Other changes are the user's right, and are named.
     """
     file = folder / "config.json"
-    before = json.loads(file.read_text(encoding="utf-8")).get("arguments", {}) if file.exists() else {}
+    if not _is_json(file):
+        raise ValueError(
+            f"--resume_from_checkpoint: {file}, which says how the run was started, is missing or damaged."
+        )
+    before = json.loads(file.read_text(encoding="utf-8")).get("arguments", {})
     now = json.loads(json.dumps(now, default=str))
     changed = {
         name: f"{name} was {before[name]!r}, is {now[name]!r}"
