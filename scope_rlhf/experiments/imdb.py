@@ -26,8 +26,8 @@ from scope_rlhf.data.imdb import load_review_prompt_splits, reviews_fingerprint
 from scope_rlhf.evaluation.policy import Sample, compare_samples, sample_policy
 from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
 from scope_rlhf.experiments.resume import check_same_run, choose_output, find_checkpoint
-from scope_rlhf.hub import explain_push_errors
-from scope_rlhf.models.embedded import explain_model_errors, resolve_model_path
+from scope_rlhf.hub import explain_model_errors, explain_push_errors
+from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.loading import PolicyConfig, load_policy
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
@@ -58,8 +58,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         check_same_run(Path(resumed).parent, _arguments(script, policy, training), console)
     _check_lengths(script, policy, training)
     if training.hub_model_id:
-        with explain_push_errors(training.hub_model_id, "--hub_model_id"):
-            make_hub_repository(training)
+        make_hub_repository(training)
     # One folder for all ranks: its name is the time, which two processes read apart.
     folder = RunFolder(broadcast_object_list([choose_output(training, resumed)])[0])
     training.output_dir = str(folder.path)
@@ -137,8 +136,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             evaluation = folder.read_evaluation()
             assert evaluation is not None
             console.print(evaluation_table(evaluation))
-            written = [f"{name}: {folder.path / name}" for name in ("report.md", "curves.png")]
-            console.print("   ".join(line for line in written if Path(line.partition(": ")[2]).exists()))
+            written = [folder.path / name for name in ("report.md", "curves.png")]
+            console.print("   ".join(f"{file.name}: {file}" for file in written if file.exists()))
             if training.hub_model_id:
                 push_model(model_dir, training)
                 console.print(f"pushed to {training.hub_model_id}")
@@ -150,10 +149,9 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
 def make_hub_repository(training: ScopeGRPOConfig) -> None:
     """The repository of hub_model_id, made before training: a missing login shows now and not hours later."""
     if training.process_index == 0:
-        assert training.hub_model_id
-        HfApi(token=training.hub_token).create_repo(
-            training.hub_model_id, private=training.hub_private_repo, exist_ok=True
-        )
+        repo_id = str(training.hub_model_id)
+        with explain_push_errors(repo_id, "--hub_model_id"):
+            HfApi(token=training.hub_token).create_repo(repo_id, private=training.hub_private_repo, exist_ok=True)
 
 
 def push_model(model_dir: Path, training: ScopeGRPOConfig) -> None:

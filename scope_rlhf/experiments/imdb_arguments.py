@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,7 @@ def parse_arguments(
         raise
     if rest:
         known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
-        near = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
+        meant = _meant(rest[0].partition("=")[0], known)
         raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
     check_arguments(script, policy, training)
     return script, policy, training
@@ -199,9 +198,7 @@ def _set_from_config(parser: TrlParser, config: dict[str, Any], path: str) -> No
     for name, value in config.items():
         action = actions.get(name)
         if action is None or name == "help":
-            near = difflib.get_close_matches(str(name), actions, n=1)
-            meant = f", did you mean {near[0]}?" if near else ""
-            raise ValueError(f"--config {path}: unknown setting {name!r}{meant}")
+            raise ValueError(f"--config {path}: unknown setting {name!r}{_meant(str(name), actions)}")
         if value is None and action.default is not None:
             raise ValueError(f"--config {path}: {name} is empty; give a value, or leave the line out.")
         if isinstance(value, list) and action.nargs is None:
@@ -213,6 +210,11 @@ def _set_from_config(parser: TrlParser, config: dict[str, Any], path: str) -> No
         elif action.nargs in ("+", "*") and not isinstance(value, list) and value is not None:
             value = [value]
         action.default = value
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _value_of(argv: Sequence[str], flag: str) -> str | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from scope_rlhf.runtime import RunFolder
+from scope_rlhf.runtime.files import json_line
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 
 # What a resumed run must keep: its data, its place in them, its model, and how it is measured.
@@ -83,13 +85,14 @@ def check_same_run(folder: Path, now: dict[str, Any], console: Console) -> None:
     """ValueError where a resumed run would be measured on other samples than its own start, or stand elsewhere in its
     data. Other changes are the user's right, and are named.
     """
-    file = folder / "config.json"
-    if not _is_json(file):
+    run = RunFolder(folder)
+    try:
+        before = run.read_config().get("arguments", {})
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"--resume_from_checkpoint: {file}, which says how the run was started, is missing or damaged."
-        )
-    before = json.loads(file.read_text(encoding="utf-8")).get("arguments", {})
-    now = json.loads(json.dumps(now, default=str))
+            f"--resume_from_checkpoint: {run.config_file}, which says how the run was started, is missing or damaged."
+        ) from error
+    now = json.loads(json_line(now))  # as write_config writes it
     changed = {
         name: f"{name} was {before[name]!r}, is {now[name]!r}"
         for name in now

@@ -3,16 +3,7 @@
 import os
 from pathlib import Path
 
-from scope_rlhf.hub import EMBEDDED_PREFIX, explain_hub_errors, explain_model_errors
-
-__all__ = [
-    "EMBEDDED_MODELS",
-    "WEIGHTS_FOLDER",
-    "explain_hub_errors",
-    "explain_model_errors",
-    "is_model_folder",
-    "resolve_model_path",
-]
+from scope_rlhf.hub import EMBEDDED_PREFIX
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 # Public name -> folder below WEIGHTS_FOLDER.

@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from scope_rlhf.models.embedded import explain_model_errors, resolve_model_path
+from scope_rlhf.hub import explain_model_errors
+from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.positions import derive_positions
 
 # LoRA targets where the user names none; other architectures take PEFT's own defaults.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from scope_rlhf.models.embedded import explain_model_errors, resolve_model_path
+from scope_rlhf.hub import explain_model_errors
+from scope_rlhf.models.embedded import resolve_model_path
 
 OUTPUTS = ("probability", "logit")
 # Names of the rewarded class where none is given; lvwerra/distilbert-imdb calls it LABEL_1 or POSITIVE.

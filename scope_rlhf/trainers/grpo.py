@@ -18,6 +18,7 @@ from scope_rlhf.losses import fill_masked, reduce_loss
 from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.objectives import PolicyInputs, describe_objective
+from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.card import checkpoint_card
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
@@ -216,7 +217,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
             text = checkpoint_card(
                 model_name, get_config_model_id(self.model.config), describe_objective(self.objective)
             )
-            Path(self.args.output_dir, "README.md").write_text(text, encoding="utf-8")
+            write_text(Path(self.args.output_dir, "README.md"), text)
 
     def _save_checkpoint(self, model, trial):
         # Before the parent's files, of which trainer_state.json comes last: a checkpoint that has it is whole.
@@ -225,7 +226,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
         state = {"buffer": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
         save_rollout(folder, rank, processes, {**state, "sums": dict(self._sums["train"])})
         if self.args.should_save:
-            (folder / OBJECTIVE_FILE).write_text(json.dumps(describe_objective(self.objective), indent=2) + "\n")
+            write_text(folder / OBJECTIVE_FILE, json.dumps(describe_objective(self.objective), indent=2) + "\n")
         super()._save_checkpoint(model, trial)
 
 
