@@ -5,12 +5,13 @@ import json
 import math
 import os
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
@@ -18,25 +19,31 @@ from trl.trainer.utils import FusedCausalLMOutput
 from scope_rlhf.objectives import CriticLossFunction, check_saved_critic, describe_critic
 
 CRITIC_WEIGHTS, CRITIC_RECORD = "critic.safetensors", "critic.json"
-# Names in the policy's state dict that belong to the critic.
-HEAD_NAME = "value_head"
+# What in the policy's state dict belongs to the critic: the head, and the LoRA adapter of a critic on its own.
+HEAD_NAME, ADAPTER_NAME = "value_head", "critic"
 
 
 @dataclass
 class PolicyValueOutput(FusedCausalLMOutput):
-    """What a model with a fused LM head returns, and `values` [B, S - 1, output_size] beside its log_probs [B, S - 1].
+    """What a model with a fused LM head returns; beside log_probs [B, S - 1], critic_outputs [B, S - 1, output_size].
 
     Position t holds the critic's outputs for the state before token t + 1 is written, as log_probs hold that token's.
     """
 
-    values: Tensor | None = None
+    critic_outputs: Tensor | None = None
 
 
 class ValueHead(nn.Module):
-    """One linear layer on the last hidden state, [*D, hidden] -> [*D, output_size], in float32 whatever the backbone.
+    """One linear layer on the last hidden state, [*D, hidden] -> [*D, output_size], in float32 at least.
 
     All zeros at the start: a categorical critic then begins at mid-support, a scalar one at `initial_value`.
+    This one reads the policy's own hidden states; models.critic_backbones has heads with a backbone of their own.
+
+    active: False leaves values out (None), for passes that do not need them. detached: True keeps the critic's gradient
+    out of the policy's backbone.
     """
+
+    kind = "shared"
 
     def __init__(self, hidden_size: int, output_size: int, initial_value: float = 0.0):
         super().__init__()
@@ -48,18 +55,27 @@ class ValueHead(nn.Module):
             )
         self.weight = nn.Parameter(torch.zeros(output_size, hidden_size))
         self.bias = nn.Parameter(torch.full((output_size,), float(initial_value)))
+        self.active, self.detached = True, False
 
     def forward(self, hidden: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
+            return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+    def states(self, base: nn.Module, policy_states: Tensor, **inputs: Any) -> Tensor:
+        """The hidden states [B, S, hidden] to read; `inputs` are those of the policy's backbone."""
+        return policy_states.detach() if self.detached else policy_states
 
 
-def add_value_head(model: Any, critic: CriticLossFunction, initial_value: float = 0.0) -> ValueHead:
+def add_value_head(
+    model: Any, critic: CriticLossFunction, initial_value: float = 0.0, head: ValueHead | None = None
+) -> ValueHead:
     """Give `model` (a causal LM with TRL's fused LM head, with or without PEFT around it) a trainable value head.
 
     A call with fused_lm_head=True then returns PolicyValueOutput; other calls, such as those of `generate`, are as
-    before. The head is a submodule of the base model, so that DDP, DeepSpeed and the optimizer see its parameters, and
-    the backbone gets the critic's gradient too. ValueError for a model that has a value head already, or no fused head.
+    before. The head is a submodule of the base model, so that DDP, DeepSpeed and the optimizer see its parameters.
+    `head` is one with a backbone of its own; by default the policy's backbone is shared and gets the critic's gradient
+    too. ValueError for a model that has a value head already, or no fused head.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if hasattr(base, HEAD_NAME):
@@ -67,14 +83,19 @@ def add_value_head(model: Any, critic: CriticLossFunction, initial_value: float 
     fused = base.__dict__.get("forward")
     if not isinstance(fused, types.MethodType):
         raise ValueError("the model has no fused LM head yet; call trl.trainer.utils.add_fused_lm_head first")
+    if head is None:
+        head = ValueHead(base.config.get_text_config().hidden_size, critic.output_size, initial_value)
     embeddings = base.get_output_embeddings().weight
-    head = ValueHead(base.config.get_text_config().hidden_size, critic.output_size, initial_value)
+    # float64 backbones (tests of identities) keep their precision; all others have the head in float32.
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    head.weight.data, head.bias.data = head.weight.data.to(dtype), head.bias.data.to(dtype)
     base.add_module(HEAD_NAME, head.to(embeddings.device))
 
     @functools.wraps(fused)  # generate validates its arguments against the signature
     def forward(self, *args, fused_lm_head: bool = False, **kwargs):
-        if not fused_lm_head:
-            return fused(*args, **kwargs)
+        head = self.value_head
+        if not fused_lm_head or not head.active:
+            return fused(*args, fused_lm_head=fused_lm_head, **kwargs)
         hidden: list[Tensor] = []
         # TRL calls the backbone as a module, so a hook sees its output; PEFT's direct .forward ends in this function.
         handle = self.base_model.register_forward_hook(lambda module, given, out: hidden.append(out.last_hidden_state))
@@ -82,46 +103,99 @@ def add_value_head(model: Any, critic: CriticLossFunction, initial_value: float 
             output = fused(*args, fused_lm_head=True, **kwargs)
         finally:
             handle.remove()
-        states = hidden[-1] if kwargs.get("shift_labels") is not None else hidden[-1][:, :-1]
-        return PolicyValueOutput(**output, values=self.value_head(states))
+        inputs = {k: v for k, v in kwargs.items() if k not in ("labels", "shift_labels", "num_items_in_batch")}
+        states = head.states(self, hidden[-1], **inputs)
+        states = states if kwargs.get("shift_labels") is not None else states[:, :-1]
+        return PolicyValueOutput(**output, critic_outputs=head(states))
 
     base.forward = types.MethodType(forward, base)
     return head
 
 
 def split_critic(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(policy, critic): a state dict parted by name, the critic's names without what is around the head."""
-    policy = {name: tensor for name, tensor in state_dict.items() if f"{HEAD_NAME}." not in name}
-    critic = {name.rpartition(f"{HEAD_NAME}.")[2]: tensor for name, tensor in state_dict.items() if name not in policy}
+    """(policy, critic): a state dict parted by name. The critic's names lose what is around the head; the weights of a
+    critic adapter, which lie in the policy's layers, are `adapter.<name in the base model>`.
+    """
+    policy, critic = {}, {}
+    for name, tensor in state_dict.items():
+        if f"{HEAD_NAME}." in name:
+            critic[name.rpartition(f"{HEAD_NAME}.")[2]] = tensor
+        elif f".{ADAPTER_NAME}." in name:
+            critic["adapter." + name.removeprefix("base_model.model.")] = tensor
+        else:
+            policy[name] = tensor
     return policy, critic
 
 
-def save_critic(folder: str | os.PathLike[str], head: nn.Module, critic: CriticLossFunction) -> None:
-    """critic.safetensors and critic.json (kind, support, sizes) into the folder, the record last."""
+def _kind(weights: Mapping[str, Tensor]) -> str:
+    parts = {name.partition(".")[0] for name in weights}
+    return "model" if "backbone" in parts else "adapter" if "adapter" in parts else "shared"
+
+
+def save_critic(folder: str | os.PathLike[str], weights: Mapping[str, Tensor], critic: CriticLossFunction) -> None:
+    """critic.safetensors and critic.json (kind, support, sizes) into the folder, the record last.
+
+    weights: the second part of `split_critic`.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    save_file(weights, path / CRITIC_WEIGHTS)
-    record = {**describe_critic(critic), "hidden_size": int(weights["weight"].shape[1])}
-    (path / CRITIC_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    # Cloned: safetensors refuses tensors that share memory, as those of a state dict may.
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+    partial = path / f"{CRITIC_WEIGHTS}.tmp"
+    save_file(weights, partial)
+    os.replace(partial, path / CRITIC_WEIGHTS)
+    sizes = {"hidden_size": int(weights["weight"].shape[1]), "backbone": _kind(weights)}
+    partial = path / f"{CRITIC_RECORD}.tmp"
+    partial.write_text(json.dumps({**describe_critic(critic), **sizes}, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path / CRITIC_RECORD)
 
 
-def load_critic(folder: str | os.PathLike[str], head: ValueHead, critic: CriticLossFunction) -> None:
-    """Fill `head` from a folder of save_critic.
+def load_critic(folder: str | os.PathLike[str], model: Any, critic: CriticLossFunction) -> None:
+    """Fill the critic of `model` (which has a value head) from a folder of save_critic.
 
-    ValueError for a folder without a critic, a critic of another kind or support, and another width.
+    ValueError for a folder without a critic, a critic of another kind, support or backbone, and another width.
     """
     path = Path(folder)
     if not (path / CRITIC_RECORD).is_file() or not (path / CRITIC_WEIGHTS).is_file():
         raise ValueError(f"{path} holds no critic: expected {CRITIC_WEIGHTS} and {CRITIC_RECORD}")
-    record = json.loads((path / CRITIC_RECORD).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((path / CRITIC_RECORD).read_text(encoding="utf-8"))
+        saved = load_file(path / CRITIC_WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"the critic in {path} is damaged ({error}); take another checkpoint") from error
     check_saved_critic(record, critic, str(path))
-    width = head.weight.shape[1]
+    # Under PEFT the base model's names are those of the whole without a prefix: split_critic drops it.
+    own = split_critic(dict(model.named_parameters()))[1]
+    width = own["weight"].shape[1]
     if record["hidden_size"] != width:
         raise ValueError(
             f"the critic in {path} belongs to a model of width {record['hidden_size']}, this one has width {width}"
         )
-    head.load_state_dict(load_file(path / CRITIC_WEIGHTS))
+    if set(saved) != set(own):
+        raise ValueError(
+            f"the critic in {path} has the backbone {record['backbone']!r}, this one {_kind(own)!r}, or another model "
+            f"or LoRA rank lies below it: {sorted(set(saved) ^ set(own))[:3]} ... are in one of the two only"
+        )
+    for name, tensor in saved.items():
+        if own[name].shape != tensor.shape:
+            raise ValueError(
+                f"the critic in {path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
+            own[name].requires_grad_(True)
+
+
+def load_any_critic(source: str | os.PathLike[str], model: Any, critic: CriticLossFunction) -> None:
+    """load_critic for a folder with a critic.json, else load_trl_value_head."""
+    if (Path(source) / CRITIC_RECORD).exists():
+        load_critic(source, model, critic)
+    elif not Path(source).exists():
+        raise ValueError(f"critic_path {os.fspath(source)!r} does not exist; set --critic_path.")
+    else:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        load_trl_value_head(source, base.value_head)
 
 
 def load_trl_value_head(source: str | os.PathLike[str], head: ValueHead) -> None:

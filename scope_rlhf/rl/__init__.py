@@ -3,12 +3,14 @@
 from scope_rlhf.rl.advantages import gae, group_relative, leave_one_out, whiten
 from scope_rlhf.rl.completions import last_counted, mask_from_lengths, truncate_at_stop
 from scope_rlhf.rl.kl_control import AdaptiveKLController, FixedKLController
+from scope_rlhf.rl.metrics import explained_variance
 from scope_rlhf.rl.rewards import RunningMoments, score_missing_eos, token_rewards
 
 __all__ = [
     "AdaptiveKLController",
     "FixedKLController",
     "RunningMoments",
+    "explained_variance",
     "gae",
     "group_relative",
     "last_counted",

@@ -124,31 +124,39 @@ def whiten(
 def group_relative(rewards: Tensor, group_size: int, scale: bool = True) -> Tensor:
     """(r - mean of its group) / (std of its group + 1e-4), the advantages of GRPO (arXiv 2402.03300).
 
-    rewards [N]: the completions of one prompt are adjacent. std is unbiased and 1e-4 is added, as in TRL. scale=False
-    leaves the division out (Dr. GRPO, arXiv 2503.20783). Returns [N], float32 or float64.
+    rewards [N]: the completions of one prompt are adjacent; NaN leaves one out of its group, and its advantage is 0.
+    std is unbiased and 1e-4 is added, as in TRL. scale=False leaves the division out (Dr. GRPO, arXiv 2503.20783).
+    Returns [N], float32 or float64.
 
     Raises ValueError for rewards that are not [N], or N that is no multiple of group_size >= 2.
     """
-    groups = _groups(rewards, group_size, "group_relative")
-    centred = groups - groups.mean(dim=1, keepdim=True)
-    return (centred / (groups.std(dim=1, keepdim=True) + 1e-4) if scale else centred).reshape(-1)
+    groups, counts, number = _groups(rewards, group_size, "group_relative")
+    centred = torch.where(counts, groups - groups.sum(dim=1, keepdim=True) / number.clamp(min=1), 0.0)
+    if scale:
+        std = (centred.square().sum(dim=1, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+        centred = centred / (std + 1e-4)
+    return centred.reshape(-1)
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
     """r minus the mean reward of the other completions of its prompt (RLOO, arXiv 2402.14740).
 
-    rewards [N] -> [N], as in group_relative; equals group_size / (group_size - 1) times the centred reward.
+    rewards [N] -> [N], as in group_relative; equals group_size / (group_size - 1) times the centred reward. 0 where
+    NaN rewards leave no other completion.
     """
-    groups = _groups(rewards, group_size, "leave_one_out")
-    others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
-    return (groups - others).reshape(-1)
+    groups, counts, number = _groups(rewards, group_size, "leave_one_out")
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (number - 1).clamp(min=1)
+    return torch.where(counts & (number > 1), groups - others, 0.0).reshape(-1)
 
 
-def _groups(rewards: Tensor, group_size: int, name: str) -> Tensor:
+def _groups(rewards: Tensor, group_size: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards [G, K] with 0 for NaN, where they count [G, K], and how many do [G, 1]."""
     if rewards.dim() != 1:
         raise ValueError(f"{name}: rewards has shape {tuple(rewards.shape)}, expected [N], one number per completion")
     if group_size < 2 or len(rewards) % group_size:
         raise ValueError(
             f"{name}: {len(rewards)} rewards do not make groups of {group_size}; expected a multiple of a size >= 2"
         )
-    return rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, group_size)
+    groups = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, group_size)
+    counts = ~groups.isnan()
+    return fill_masked(groups, counts), counts, counts.sum(dim=1, keepdim=True)

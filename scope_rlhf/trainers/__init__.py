@@ -1,4 +1,6 @@
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.ppo import ScopePPOTrainer
+from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 
-__all__ = ["ScopeGRPOConfig", "ScopeGRPOTrainer"]
+__all__ = ["ScopeGRPOConfig", "ScopeGRPOTrainer", "ScopePPOConfig", "ScopePPOTrainer"]

@@ -17,6 +17,7 @@ from trl.trainer.utils import get_config_model_id
 from scope_rlhf.losses import fill_masked, reduce_loss
 from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.positions import derive_positions
+from scope_rlhf.models.sampling import record_sampling
 from scope_rlhf.objectives import PolicyInputs, describe_objective
 from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.card import checkpoint_card
@@ -62,14 +63,15 @@ class ScopeGRPOTrainer(GRPOTrainer):
         _check_dataset(kwargs.get("train_dataset"), "train_dataset")
         _check_dataset(kwargs.get("eval_dataset"), "eval_dataset")
         self.objective = args.make_objective()
-        if args.scale_rewards == "none" and args.objective in NEEDS_UNIT_SPREAD:
+        unscaled = args.unscaled_advantages()
+        if unscaled and args.objective in NEEDS_UNIT_SPREAD:
             warnings.warn(
-                f"scale_rewards='none' leaves advantages on the scale of the reward, and alpha of {args.objective} is "
-                "relative to advantages of unit spread; use scale_rewards='group' or 'batch'.",
+                f"{unscaled} leaves advantages on the scale of the reward, and alpha of {args.objective} is relative "
+                "to advantages of unit spread.",
                 stacklevel=2,
             )
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        functions = [_checked_reward(f) for f in functions if f is not None]
+        functions = [_checked_reward(f, args.nan_reward) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
         _check_batches(self.train_dataset, args)
         if self.aux_loss_enabled:
@@ -78,6 +80,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
             if each is not None:
                 derive_positions(each)
         self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zero), "eval": defaultdict(_zero)}
+        self._counts: dict[str, str] = {}
         if args.probe_rewards and isinstance(self.train_dataset, Dataset):
             rows = [self.train_dataset[i] for i in range(min(2, len(self.train_dataset)))]
             extra = {"trainer_state": self.state, "log_extra": _ignore, "log_metric": _ignore}
@@ -110,13 +113,23 @@ class ScopeGRPOTrainer(GRPOTrainer):
         per_token, stats = policy.per_decision, {f"objective/{k}": v for k, v in policy.stats.items()}
         if self.use_vllm and self.vllm_importance_sampling_correction:
             per_token = per_token * inputs["importance_sampling_ratio"]
-        if self.beta != 0.0:
-            log_gap = fill_masked(inputs["ref_per_token_logps"], mask) - log_probs
-            kl = torch.exp(log_gap) - log_gap - 1
-            kl = kl * log_ratio.exp() if self.args.use_bias_correction_kl else kl
-            per_token, stats["kl"] = per_token + self.beta * kl, kl.detach()
-        self._accumulate({**stats, "entropy": entropy.detach()}, mask)
+        if "sampling_per_token_logps" in inputs:
+            gap = (old_log_probs - fill_masked(inputs["sampling_per_token_logps"], mask)).abs()
+            stats["rollout/log_prob_gap"] = gap.nan_to_num(0.0)  # vLLM leaves out log-probs that it could not score
+        per_token, more = self._add_terms(per_token, inputs, mask, log_probs, log_ratio)
+        self._accumulate({**stats, **more, "entropy": entropy.detach()}, mask)
         return self._reduce(per_token, mask, inputs["num_items_in_batch"])
+
+    def _add_terms(
+        self, per_token: Tensor, inputs: dict[str, Any], mask: Tensor, log_probs: Tensor, log_ratio: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss per token with what is added to the objective, here beta times the k3 KL; and stats [B, T]."""
+        if self.beta == 0.0:
+            return per_token, {}
+        log_gap = fill_masked(inputs["ref_per_token_logps"], mask) - log_probs
+        kl = torch.exp(log_gap) - log_gap - 1
+        kl = kl * log_ratio.exp() if self.args.use_bias_correction_kl else kl
+        return per_token + self.beta * kl, {"kl": kl.detach()}
 
     def _reduce(self, per_token: Tensor, mask: Tensor, num_items_in_batch: Tensor) -> Tensor:
         """The scalar loss on TRL's scale: divided by gradient accumulation; dapo over the global token count."""
@@ -130,11 +143,15 @@ class ScopeGRPOTrainer(GRPOTrainer):
         horizon = self.max_completion_length if self.loss_type == "dr_grpo" else None
         return reduce_loss(per_token, mask, self.loss_type, normalizer=horizon) / accumulation
 
-    def _accumulate(self, stats: dict[str, Tensor], mask: Tensor) -> None:
-        """Add masked sums and the count of counted tokens, on the device, without a sync."""
+    def _accumulate(self, stats: dict[str, Tensor], mask: Tensor, count: str = "count") -> None:
+        """Add masked sums and the count of counted tokens, on the device, without a sync.
+
+        `count` names the count that the stats are divided by when they are logged.
+        """
         sums = self._sums["train" if self.model.training else "eval"]
-        sums["count"] = sums["count"] + mask.sum()
+        sums[count] = sums[count] + mask.sum()
         for name, values in stats.items():
+            self._counts[name] = count
             sums[name] = sums[name] + fill_masked(values, mask).sum(dtype=torch.float64)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -143,9 +160,10 @@ class ScopeGRPOTrainer(GRPOTrainer):
         if sums:
             # Every rank holds the same names: one collective for all.
             totals = torch.stack([x.to(self.accelerator.device, torch.float64) for x in sums.values()])
-            totals = self.accelerator.reduce(totals, reduction="sum")
-            means = dict(zip(sums, (totals / totals[0].clamp(min=1)).tolist(), strict=True))
-            del means["count"]
+            totals = dict(zip(sums, self.accelerator.reduce(totals, reduction="sum").tolist(), strict=True))
+            means = {
+                name: totals[name] / max(totals[count], 1) for name, count in self._counts.items() if name in totals
+            }
             for name, value in means.items():
                 self._metrics[mode][name] = [value]
             if "objective/clip_fraction" in means:
@@ -156,13 +174,33 @@ class ScopeGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         for column, (name, function) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
+            if self.args.nan_reward == "drop":
+                rewards[~rewards[:, column].isfinite(), column] = torch.nan
+                continue
             # None of a function arrives as NaN and is legal; a model has no None.
             bad = rewards[:, column].isinf() if not isinstance(function, nn.Module) else ~rewards[:, column].isfinite()
             if bad.any():
                 row = int(bad.nonzero()[0])
                 value = rewards[row, column].item()
-                raise ValueError(f"reward {name} gave {value} for row {row} of the batch; no update was made with it.")
+                raise ValueError(
+                    f"reward {name} gave {value} for row {row} of the batch; no update was made with it. "
+                    "--nan_reward drop leaves such rows out."
+                )
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["rollout/dropped"].append(rewards.isnan().all(dim=1).float().mean().item())
         return rewards
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        model: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with record_sampling(base, self.temperature) as recorder:
+            completion_ids, log_probs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        if recorder.log_probs is not None:
+            rows = recorder.log_probs.tolist()
+            log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
+        return completion_ids, log_probs
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
         if resume_from_checkpoint:
@@ -210,6 +248,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
             self._buffered_inputs = state["buffer"]
             self._metrics["train"].update(state["metrics"])
             self._sums["train"].update(state["sums"])
+            self._counts.update(state.get("counts", dict.fromkeys(state["sums"], "count")))
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """A short README.md with the objective; the parent's names none, and None as the base of a local model."""
@@ -224,7 +263,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         rank, processes, _ = self._place()
         state = {"buffer": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
-        save_rollout(folder, rank, processes, {**state, "sums": dict(self._sums["train"])})
+        state |= {"sums": dict(self._sums["train"]), "counts": self._counts}
+        save_rollout(folder, rank, processes, state)
         if self.args.should_save:
             write_text(folder / OBJECTIVE_FILE, json.dumps(describe_objective(self.objective), indent=2) + "\n")
         super()._save_checkpoint(model, trial)
@@ -244,7 +284,7 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands in for log_extra and log_metric during the trial call."""
 
 
-def _checked_reward(function: Any) -> Any:
+def _checked_reward(function: Any, nan_reward: str) -> Any:
     """A reward function under guard, a reward model, or the name of one; ValueError for anything else."""
     if isinstance(function, nn.Module):
         return function
@@ -252,7 +292,7 @@ def _checked_reward(function: Any) -> Any:
         return resolve_model_path(function, "reward_funcs")
     if not callable(function):
         raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
-    return guard_reward(function)
+    return guard_reward(function, nan_reward)
 
 
 def _check_batches(dataset: Any, args: ScopeGRPOConfig) -> None:

@@ -70,6 +70,10 @@ class ScopeGRPOConfig(GRPOConfig):
     probe_rewards: bool = field(
         default=True, metadata={"help": "Call every reward function once before training, to fail early."}
     )
+    nan_reward: str = field(
+        default="error",
+        metadata={"help": "What a NaN or infinite reward does: 'error' stops the run, 'drop' leaves its row out."},
+    )
     epsilon: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None, metadata={"help": "Lower (and default upper) clip of the ratio; default: the objective's."}
     )
@@ -117,6 +121,8 @@ class ScopeGRPOConfig(GRPOConfig):
             )
         if self.scale_rewards not in (True, False, "group", "batch", "none"):
             raise ValueError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
+        if self.nan_reward not in ("error", "drop"):
+            raise ValueError(f"nan_reward must be error or drop, got {self.nan_reward!r}; set --nan_reward.")
         if self.reward_weights is not None and not all(math.isfinite(weight) for weight in self.reward_weights):
             raise ValueError(f"reward_weights must be finite, got {self.reward_weights}; set --reward_weights.")
 
@@ -141,6 +147,10 @@ class ScopeGRPOConfig(GRPOConfig):
                 f"objective_kwargs must be a JSON object or a dict, got {kwargs!r}; set --objective_kwargs."
             )
         return make_trainer_objective(self.objective, kwargs, epsilon=self.epsilon, epsilon_high=self.epsilon_high)
+
+    def unscaled_advantages(self) -> str | None:
+        """The setting by which advantages keep the scale of the reward, in words; None where they have unit spread."""
+        return "scale_rewards='none'" if self.scale_rewards == "none" else None
 
     def _refuse_unsupported(self) -> None:
         if self.loss_type not in LOSS_TYPES:

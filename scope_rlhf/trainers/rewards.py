@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def check_rewards(name: str, rewards: Any, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
+def check_rewards(
+    name: str, rewards: Any, prompts: Sequence[Any], completions: Sequence[Any], nan_reward: str = "error"
+) -> list[float | None]:
     """The rewards as floats; None (not applicable) passes.
 
-    ValueError for a wrong count, and for a value that is no number, NaN or infinite, with the function and the row.
+    ValueError for a wrong count, and for a value that is no number, NaN or infinite, with the function and the row;
+    with nan_reward="drop" NaN and infinite values become None.
     """
     try:
         values = None if isinstance(rewards, str | bytes | dict | set | frozenset) else list(rewards)
@@ -31,36 +34,42 @@ def check_rewards(name: str, rewards: Any, prompts: Sequence[Any], completions: 
         if value is None:
             checked.append(None)
             continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
+        number = _number(value)
+        if number is not None and nan_reward == "drop" and not math.isfinite(number):
+            checked.append(None)
+            continue
+        if number is None or not math.isfinite(number):
             raise ValueError(
                 f"reward function {name} returned {value!r} for row {row}; expected a finite number or None. "
                 f"Prompt: {str(prompts[row])[:120]!r}, completion: {str(completions[row])[:120]!r}. No update was made "
-                "with it."
+                "with it; --nan_reward drop leaves out rows whose reward is NaN."
             )
         checked.append(number)
     return checked
 
 
-def guard_reward(function: Callable[..., Any]) -> Callable[..., Any]:
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def guard_reward(function: Callable[..., Any], nan_reward: str = "error") -> Callable[..., Any]:
     """The reward function, plain or async, with `check_rewards` behind it; name and signature stay."""
     name = getattr(function, "__name__", type(function).__name__)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         async def guarded_async(prompts, completions, **kwargs):
             result = await function(prompts=prompts, completions=completions, **kwargs)
-            return check_rewards(name, result, prompts, completions)
+            return check_rewards(name, result, prompts, completions, nan_reward)
 
         guarded: Callable[..., Any] = guarded_async
     else:
 
         def guarded_sync(prompts, completions, **kwargs):
-            return check_rewards(
-                name, function(prompts=prompts, completions=completions, **kwargs), prompts, completions
-            )
+            result = function(prompts=prompts, completions=completions, **kwargs)
+            return check_rewards(name, result, prompts, completions, nan_reward)
 
         guarded = guarded_sync
     functools.update_wrapper(guarded, function, assigned=("__doc__", "__module__"), updated=())

@@ -55,7 +55,7 @@ def test_values_are_the_head_on_the_hidden_state_before_each_token_and_log_probs
     output = model(**inputs, fused_lm_head=True)
     states = plain(inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True)
     expected = states.hidden_states[-1][:, :-1] @ head.weight.T + head.bias
-    torch.testing.assert_close(output.values, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.critic_outputs, expected, rtol=1e-5, atol=1e-5)
     log_probs = states.logits[:, :-1].log_softmax(-1).gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
     counted = inputs["labels"][:, 1:] != -100
     torch.testing.assert_close(output.log_probs[counted], log_probs[counted], rtol=1e-4, atol=1e-4)
@@ -81,7 +81,7 @@ def test_the_critics_gradient_reaches_head_and_backbone(lora, checkpointing):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    values = MSE.decode(model(**batch(), fused_lm_head=True).values)
+    values = MSE.decode(model(**batch(), fused_lm_head=True).critic_outputs)
     values.square().sum().backward()
     assert head.weight.grad.abs().sum() > 0
     reached = {n for n, w in model.named_parameters() if w.grad is not None and w.grad.abs().sum() > 0}
@@ -93,7 +93,7 @@ def test_the_critics_gradient_reaches_head_and_backbone(lora, checkpointing):
 
 def test_a_new_head_starts_at_mid_support_or_at_the_given_value():
     model, _ = with_head(critic=HL, fill=False)
-    values = HL.decode(model(**batch(), fused_lm_head=True).values)
+    values = HL.decode(model(**batch(), fused_lm_head=True).critic_outputs)
     torch.testing.assert_close(values, torch.full_like(values, 0.5))
     head = ValueHead(4, 1, initial_value=2.5)
     assert head(torch.randn(3, 4)).squeeze(-1).tolist() == [2.5] * 3
@@ -105,7 +105,7 @@ def test_a_bfloat16_backbone_keeps_its_values_in_float32():
     model, head = with_head(dtype=torch.bfloat16)
     assert head.weight.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(**batch(), fused_lm_head=True).values.dtype == torch.float32
+        assert model(**batch(), fused_lm_head=True).critic_outputs.dtype == torch.float32
 
 
 def test_the_critic_is_a_file_of_its_own_and_comes_back_the_same(tmp_path):

@@ -1,0 +1,311 @@
+"""PPO with any objective and any critic, on the GRPO trainer: rollout, rewards, advantages, epochs of minibatches."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import add_fused_lm_head
+
+from scope_rlhf.losses import fill_masked
+from scope_rlhf.models.critic_backbones import make_value_head
+from scope_rlhf.models.positions import derive_positions
+from scope_rlhf.models.value_head import ADAPTER_NAME, load_any_critic, load_critic, save_critic, split_critic
+from scope_rlhf.objectives import CriticLoss
+from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
+from scope_rlhf.runtime import write_text
+from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
+from scope_rlhf.trainers.minibatches import reference_tokens, reshuffle
+from scope_rlhf.trainers.ppo_config import ScopePPOConfig
+from scope_rlhf.trainers.ppo_targets import critic_targets, group_targets, shape_scores
+from scope_rlhf.trainers.update_gate import UpdateGate
+
+PPO_STATE = "ppo_state.json"
+
+
+class ScopePPOTrainer(ScopeGRPOTrainer):
+    """PPO (arXiv 1707.06347, 1909.08593): the objective on token advantages + vf_coef * critic + target_coef * NLL.
+
+    A rollout: completions are sampled and scored; one pass gives old log-probs and old values together; the reward of
+    a token is -kl_coef (log p - log p_ref), and the score comes on the last token (rl.token_rewards); advantages by
+    GAE, leave-one-out or within groups, z-scored over the global batch. Then num_ppo_epochs passes over
+    num_mini_batches minibatches, shuffled anew in each pass.
+
+    The reference is the model with its new adapter disabled, a frozen copy of an adapter that was loaded, a second
+    copy of a model without adapters, or `ref_model`. Values come from a head on the policy's backbone, on an adapter
+    or on a model of its own, and go through the same forward. The critic is saved beside the policy as
+    critic.safetensors and critic.json; the policy's files do not hold it. Gradient flows through log-probs, the
+    critic's outputs and the reference NLL; advantages, returns and old values carry none.
+
+    Metrics beside those of ScopeGRPOTrainer: policy/*, value/*, rollout/*; the README explains each.
+    Raises ValueError at construction as ScopeGRPOTrainer, and for a critic, stop token or reference that does not fit.
+    """
+
+    args: ScopePPOConfig
+
+    def __init__(self, model, reward_funcs=None, args: ScopePPOConfig | None = None, *, ref_model=None, **kwargs: Any):
+        args = ScopePPOConfig("scope-ppo") if args is None else args
+        if not isinstance(args, ScopePPOConfig):
+            raise ValueError(
+                f"args must be a ScopePPOConfig, got {type(args).__name__}: it names critic and estimator."
+            )
+        self.critic, self.kl_controller, self.moments = args.make_critic(), args.make_kl_controller(), RunningMoments()
+        columns = getattr(kwargs.get("train_dataset"), "column_names", None)
+        if args.target_coef and columns and args.target_column not in columns:
+            raise ValueError(
+                f"target_coef needs reference completions, but train_dataset has no column {args.target_column!r}; its "
+                f"columns are {columns}. Set --target_column."
+            )
+        args.beta = 0.0 if ref_model is not None else args.kl_coef
+        super().__init__(model, reward_funcs, args, **kwargs)
+        if ref_model is not None:
+            add_fused_lm_head(ref_model, temperature=self.temperature)
+            derive_positions(ref_model)
+            self.ref_model = self.accelerator.prepare_model(ref_model.eval(), evaluation_mode=True)
+            self.beta = args.beta = args.kl_coef
+        if args.target_kl is not None and self.is_deepspeed_enabled:
+            raise ValueError(
+                "target_kl does not go with DeepSpeed, which steps inside backward; leave --target_kl out."
+            )
+        self._end_at_stop_token()
+        self._outputs: list[Tensor] = []
+        self._warned = False
+        self.value_head = None
+        if self.critic is not None:
+            self.value_head = make_value_head(
+                self.model, self.critic, args.critic_backbone, args.critic_model_name_or_path, args.initial_value
+            )
+            if args.critic_path is not None:
+                load_any_critic(args.critic_path, self.model, self.critic)
+            if self.use_vllm:  # the critic is no part of the model that vLLM serves
+                parameters = self.vllm_generation._iter_params
+                self.vllm_generation._iter_params = lambda *a, **k: (
+                    (name, weight) for name, weight in parameters(*a, **k) if not split_critic({name: weight})[1]
+                )
+        self.gate = UpdateGate(self)
+        self.add_callback(self.gate)
+
+    def _end_at_stop_token(self) -> None:
+        stop = self.args.stop_token_id
+        if stop is None and self.args.stop_token not in (None, "eos"):
+            ids = self._tokenizer(self.args.stop_token, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise ValueError(
+                    f"stop_token={self.args.stop_token!r} is {len(ids)} tokens of this tokenizer, expected one; set "
+                    "--stop_token_id."
+                )
+            stop = ids[0]
+        if stop is not None:
+            if stop >= len(self._tokenizer):
+                raise ValueError(f"stop_token_id={stop} is beyond the {len(self._tokenizer)} tokens of the tokenizer.")
+            self.eos_token_ids = sorted({*self.eos_token_ids, stop})
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        outputs: list[Tensor | None] = []
+
+        def recording(**inputs):
+            output = model(**inputs)
+            outputs.append(getattr(output, "critic_outputs", None))
+            return output
+
+        result = super()._get_per_token_logps_and_entropies(
+            recording, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if outputs[0] is not None:
+            self._outputs.append(torch.cat([x[:, -logits_to_keep:] for x in outputs]))  # pyright: ignore
+            if self.value_head is not None and not torch.is_grad_enabled():
+                self.value_head.active = False  # of a rollout's passes only the first, the policy's, needs values
+        return result
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._raw_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._raw_rewards
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return self.accelerator.reduce(x, reduction="sum")
+
+    def _activate(self, active: bool = True) -> None:
+        self._outputs = []
+        if self.value_head is not None:
+            self.value_head.active = active
+
+    def _generate_and_score_completions(self, inputs):
+        self._activate()
+        rollout = super()._generate_and_score_completions(inputs)
+        mask = rollout["completion_mask"] * rollout.get("tool_mask", 1)
+        if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
+            self._activate()
+            training = self.model.training
+            rows = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+            ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+            attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                old, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, attention, mask.size(1), rows)
+            rollout["old_per_token_logps"] = old
+        share = slice(self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask))
+        raw = self._raw_rewards[share]
+        dropped = raw.isnan().all(dim=1)
+        if self._raw_rewards.isnan().all(dim=1).any():
+            mask = mask * ~dropped.unsqueeze(1)
+            rollout["tool_mask"] = mask
+            rollout["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+        mask = mask.bool()
+        scores = (raw * self.reward_weights.to(raw.device)).nansum(dim=1)
+        last = rollout["completion_ids"].gather(1, last_counted(mask).clamp(min=0).unsqueeze(1)).squeeze(1)
+        ended = torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device)) & mask.any(dim=1)
+        training = self.model.training
+        if self.args.use_score_scaling and training:
+            self.moments.update(scores[~dropped], self._sum)
+        shaped = shape_scores(self.args, scores, ended, self.moments)
+        rewards, kl = token_rewards(
+            shaped, rollout["old_per_token_logps"], rollout.get("ref_per_token_logps"), mask, self.kl_controller.kl_coef
+        )
+        metrics = {"rollout/kl_coef": self.kl_controller.kl_coef}
+        if self.critic is not None:
+            values = self.critic.decode(self._outputs[0])
+            targets, stats = critic_targets(self.args, self.critic, rewards, values, mask, self._sum)
+        else:
+            group = self.num_generations if training else self.num_generations_eval
+            targets, stats = group_targets(self.args, rewards, mask, group, self.accelerator.gather, share)
+        if self.args.whiten_advantages:
+            targets["advantages"], white = whiten(targets["advantages"], mask, all_reduce=self._sum)
+            stats |= {f"policy/{'advantage_' * (k in ('mean', 'std')) + k}": v for k, v in white.items()}
+        rollout |= {**targets, "kl": kl}
+        per_row = {"score": scores, "reward": rewards.sum(1), "kl": kl.sum(1), "length": mask.sum(1), "eos_rate": ended}
+        sums = torch.stack([(x * mask.any(1)).sum().double() for x in (*per_row.values(), torch.ones_like(scores))])
+        *sums, rows = self._sum(sums).tolist()
+        metrics |= {f"rollout/{name}": x / max(rows, 1.0) for name, x in zip(per_row, sums, strict=True)}
+        metrics |= {name: float(x) for name, x in stats.items()}
+        self._warn_out_of_range(metrics.pop("out_of_range", 0.0))
+        for name, value in metrics.items():
+            self._metrics["train" if training else "eval"][name].append(value)
+        if training and rows:
+            self.kl_controller.update(metrics["rollout/kl"], int(rows))
+        self._show_advantages(targets["advantages"], mask)
+        if self.args.target_coef:
+            rollout |= reference_tokens(inputs, self.args.target_column, self._tokenizer, self.max_completion_length)
+            rollout = {k: v.to(mask.device) for k, v in rollout.items()}
+            rollout["num_target_items"] = self.accelerator.gather(rollout["target_mask"].sum()).sum()
+        self.gate.stopped = False
+        return rollout
+
+    def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
+        """Mean advantages in the table of completions (log_completions), where the parent put those of groups."""
+        whole = self.accelerator.gather(advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
+        shown = self._logs["advantages"]
+        for _ in whole[: len(shown)]:
+            shown.pop()
+        shown.extend(whole)
+
+    def _warn_out_of_range(self, share: float) -> None:
+        if share and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{100 * share:.1f} % of the returns of a rollout lie outside the critic's support and are clamped to "
+                f"it ({self.critic}); widen v_min and v_max in --critic_kwargs. It is logged as value/out_of_range.",
+                stacklevel=2,
+            )
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether this step trains the critic only."""
+        return self.state.global_step < self.args.value_warmup_steps
+
+    def _compute_loss(self, model, inputs):
+        self._activate()
+        if self.value_head is not None:
+            self.value_head.detached = self.warming_up
+        loss = super()._compute_loss(model, inputs)
+        if self.args.target_coef and not self.warming_up:
+            self._activate(False)
+            ids = torch.cat([inputs["prompt_ids"], inputs["target_ids"]], dim=1)
+            attention = torch.cat([inputs["prompt_mask"], inputs["target_mask"]], dim=1)
+            mask = inputs["target_mask"].bool()
+            log_probs, _, _ = self._get_per_token_logps_and_entropies(model, ids, attention, mask.size(1))
+            nll = -fill_masked(log_probs, mask)
+            self._accumulate({"policy/target_nll": nll.detach()}, mask, count="target_tokens")
+            loss = loss + self.args.target_coef * self._reduce(nll, mask, inputs["num_target_items"])
+        return loss
+
+    def _add_terms(self, per_token, inputs, mask, log_probs, log_ratio):
+        approx_kl = (log_ratio.exp() - 1 - log_ratio).detach()
+        self.gate.note(approx_kl, mask)
+        stats = {"kl": inputs["kl"], "policy/approx_kl": approx_kl}
+        if self.warming_up:
+            per_token = 0.0 * per_token
+        if self.critic is not None:
+            outputs = fill_masked(self._outputs[0], mask.unsqueeze(-1).expand_as(self._outputs[0]))
+            critic: CriticLoss = self.critic(outputs, inputs["returns"], old_values=inputs["old_values"])
+            per_token = per_token + self.args.vf_coef * critic.per_decision
+            stats |= {"value/loss": critic.per_decision.detach(), "value/mean": critic.values}
+            stats |= {f"value/{name}": x for name, x in critic.stats.items()}
+        return per_token, stats
+
+    def _prepare_inputs(self, generation_batch):
+        every = self.args.steps_per_generation or 1
+        again = self._step % every == 0 and self._step % (every * self.num_iterations) != 0
+        if self.model.training and self._buffered_inputs is not None and again:
+            seed = (self.args.seed, self._step, self.accelerator.process_index)
+            self._buffered_inputs = reshuffle(self._buffered_inputs, seed)
+        return super()._prepare_inputs(generation_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        if self.gate.stopped and self._step % ((self.args.steps_per_generation or 1) * self.num_iterations):
+            self._step += 1
+            return torch.zeros((), device=self.accelerator.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.num_generations == 1:
+            self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.critic is None or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        policy, critic = split_critic(self.model.state_dict() if state_dict is None else state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        super()._save(str(folder), policy)
+        shutil.rmtree(
+            folder / ADAPTER_NAME, ignore_errors=True
+        )  # PEFT saves every adapter; the critic's is in its file
+        if critic:
+            save_critic(folder, critic, self.critic)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.critic is not None:
+            load_critic(resume_from_checkpoint, self.model, self.critic)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.critic is not None and not self.is_deepspeed_enabled:
+            load_critic(str(self.state.best_model_checkpoint), self.model, self.critic)
+
+    def check_checkpoint(self, folder: Path) -> int:
+        micro_batches = super().check_checkpoint(folder)
+        if not (folder / PPO_STATE).exists():
+            raise ValueError(
+                f"{folder} holds no {PPO_STATE}, so it is no checkpoint of PPO; set --resume_from_checkpoint."
+            )
+        return micro_batches
+
+    def _restore_rollout(self, folder: Path, micro_batches: int) -> None:
+        super()._restore_rollout(folder, micro_batches)
+        state = json.loads((folder / PPO_STATE).read_text(encoding="utf-8"))
+        self.kl_controller.load_state_dict(state["kl_controller"])
+        self.moments.load_state_dict(state["moments"])
+        self.gate.stopped = state["stopped"]
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            state = {"kl_controller": self.kl_controller.state_dict(), "moments": self.moments.state_dict()}
+            write_text(folder / PPO_STATE, json.dumps({**state, "stopped": self.gate.stopped}) + "\n")
+        super()._save_checkpoint(model, trial)
