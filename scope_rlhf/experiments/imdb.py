@@ -1,6 +1,6 @@
-"""IMDB sentiment by GRPO with any objective: data -> model -> trainer -> evaluation -> report.
+"""IMDB sentiment by GRPO or PPO with any objective: data -> model -> trainer -> evaluation -> report.
 
-`scope-rlhf grpo` and recipes/imdb_scope.py both run `main`. Everything a run leaves is in one folder
+`scope-rlhf grpo`, `scope-rlhf ppo` and recipes/imdb_scope.py both run `main`. Everything a run leaves is in one folder
 (runtime.RunFolder); the reward model is optimised, the judge (other seed, data and size) only measures.
 """
 
@@ -36,14 +36,18 @@ from scope_rlhf.runtime import RunFolder, is_main_process, write_json
 from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.ppo import ScopePPOTrainer
 
 REWARD, JUDGE = "sentiment_reward", "sentiment_judge"
 
 
-def main(argv: Sequence[str], prog: str | None = None) -> int:
+TRAINERS: dict[str, type[ScopeGRPOTrainer]] = {"grpo": ScopeGRPOTrainer, "ppo": ScopePPOTrainer}
+
+
+def main(argv: Sequence[str], prog: str | None = None, algorithm: str | None = None) -> int:
     """Run the experiment that the command line describes; the exit status. `prog` is the command in the help."""
     _quiet_libraries()
-    script, policy, training = parse_arguments(list(argv), prog)
+    script, policy, training = parse_arguments(list(argv), prog, algorithm)
     run(script, policy, training)
     return 0
 
@@ -60,7 +64,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     if training.hub_model_id:
         make_hub_repository(training)
     # One folder for all ranks: its name is the time, which two processes read apart.
-    folder = RunFolder(broadcast_object_list([choose_output(training, resumed)])[0])
+    folder = RunFolder(broadcast_object_list([choose_output(training, resumed, script.algorithm)])[0])
     training.output_dir = str(folder.path)
     with folder:
         started = time.perf_counter()
@@ -77,7 +81,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         if training.reward_weights is None:
             # The judge is read on every rollout and never enters an advantage.
             training.reward_weights = [1.0 if name == REWARD else 0.0 for name in scorers]
-        trainer = ScopeGRPOTrainer(
+        trainer = TRAINERS[script.algorithm](
             model,
             [scorer.as_reward_function(name) for name, scorer in scorers.items()],
             training,

