@@ -14,7 +14,8 @@ from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 # What a resumed run must keep: its data, its place in them, its model, and how it is measured.
 FIXED = frozenset(
     (
-        "algorithm", "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split", "text_column",
+        "algorithm", "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split",
+        "text_column",
         "prompt_length", "min_prompt_length", "num_train_prompts", "num_eval_prompts", "max_completion_length",
         "model_name_or_path", "model_revision", "reward_model_name_or_path", "judge_model_name_or_path", "use_peft",
         "lora_r", "lora_alpha", "lora_target_modules", "temperature", "dtype",

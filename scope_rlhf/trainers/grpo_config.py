@@ -141,12 +141,17 @@ class ScopeGRPOConfig(GRPOConfig):
 
     def make_objective(self):
         """The objective of this configuration; ValueError for an unknown name, parameter, or a clip set twice."""
+        return make_trainer_objective(
+            self.objective, self._objective_kwargs(), epsilon=self.epsilon, epsilon_high=self.epsilon_high
+        )
+
+    def _objective_kwargs(self) -> dict[str, Any] | None:
         kwargs = self.objective_kwargs
         if kwargs is not None and not isinstance(kwargs, dict):
             raise ValueError(
                 f"objective_kwargs must be a JSON object or a dict, got {kwargs!r}; set --objective_kwargs."
             )
-        return make_trainer_objective(self.objective, kwargs, epsilon=self.epsilon, epsilon_high=self.epsilon_high)
+        return kwargs
 
     def unscaled_advantages(self) -> str | None:
         """The setting by which advantages keep the scale of the reward, in words; None where they have unit spread."""

@@ -1,9 +1,6 @@
 """PPO with any objective and any critic, on the GRPO trainer: rollout, rewards, advantages, epochs of minibatches."""
 
-import json
-import shutil
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +11,18 @@ from trl.trainer.utils import add_fused_lm_head
 from scope_rlhf.losses import fill_masked
 from scope_rlhf.models.critic_backbones import make_value_head
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.models.value_head import ADAPTER_NAME, load_any_critic, load_critic, save_critic, split_critic
+from scope_rlhf.models.value_head import load_any_critic, split_critic
 from scope_rlhf.objectives import CriticLoss
 from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
-from scope_rlhf.runtime import write_text
-from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
+from scope_rlhf.trainers.critic_checkpoints import CriticCheckpoints
 from scope_rlhf.trainers.minibatches import reference_tokens, reshuffle
+from scope_rlhf.trainers.ppo_checks import find_stop_token
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 from scope_rlhf.trainers.ppo_targets import critic_targets, group_targets, shape_scores
 from scope_rlhf.trainers.update_gate import UpdateGate
 
-PPO_STATE = "ppo_state.json"
 
-
-class ScopePPOTrainer(ScopeGRPOTrainer):
+class ScopePPOTrainer(CriticCheckpoints):
     """PPO (arXiv 1707.06347, 1909.08593): the objective on token advantages + vf_coef * critic + target_coef * NLL.
 
     A rollout: completions are sampled and scored; one pass gives old log-probs and old values together; the reward of
@@ -71,7 +66,10 @@ class ScopePPOTrainer(ScopeGRPOTrainer):
             raise ValueError(
                 "target_kl does not go with DeepSpeed, which steps inside backward; leave --target_kl out."
             )
-        self._end_at_stop_token()
+        stop = find_stop_token(args, self._tokenizer)
+        if stop is not None:
+            self.eos_token_ids = sorted({*self.eos_token_ids, stop})
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         self._outputs: list[Tensor] = []
         self._warned = False
         self.value_head = None
@@ -88,22 +86,6 @@ class ScopePPOTrainer(ScopeGRPOTrainer):
                 )
         self.gate = UpdateGate(self)
         self.add_callback(self.gate)
-
-    def _end_at_stop_token(self) -> None:
-        stop = self.args.stop_token_id
-        if stop is None and self.args.stop_token not in (None, "eos"):
-            ids = self._tokenizer(self.args.stop_token, add_special_tokens=False)["input_ids"]
-            if len(ids) != 1:
-                raise ValueError(
-                    f"stop_token={self.args.stop_token!r} is {len(ids)} tokens of this tokenizer, expected one; set "
-                    "--stop_token_id."
-                )
-            stop = ids[0]
-        if stop is not None:
-            if stop >= len(self._tokenizer):
-                raise ValueError(f"stop_token_id={stop} is beyond the {len(self._tokenizer)} tokens of the tokenizer.")
-            self.eos_token_ids = sorted({*self.eos_token_ids, stop})
-            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         outputs: list[Tensor | None] = []
@@ -264,48 +246,3 @@ class ScopePPOTrainer(ScopeGRPOTrainer):
         if self.num_generations == 1:
             self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
         super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.critic is None or not self.args.should_save:
-            super()._save(output_dir, state_dict)
-            return
-        policy, critic = split_critic(self.model.state_dict() if state_dict is None else state_dict)
-        folder = Path(output_dir or str(self.args.output_dir))
-        super()._save(str(folder), policy)
-        shutil.rmtree(
-            folder / ADAPTER_NAME, ignore_errors=True
-        )  # PEFT saves every adapter; the critic's is in its file
-        if critic:
-            save_critic(folder, critic, self.critic)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.critic is not None:
-            load_critic(resume_from_checkpoint, self.model, self.critic)
-
-    def _load_best_model(self):
-        super()._load_best_model()
-        if self.critic is not None and not self.is_deepspeed_enabled:
-            load_critic(str(self.state.best_model_checkpoint), self.model, self.critic)
-
-    def check_checkpoint(self, folder: Path) -> int:
-        micro_batches = super().check_checkpoint(folder)
-        if not (folder / PPO_STATE).exists():
-            raise ValueError(
-                f"{folder} holds no {PPO_STATE}, so it is no checkpoint of PPO; set --resume_from_checkpoint."
-            )
-        return micro_batches
-
-    def _restore_rollout(self, folder: Path, micro_batches: int) -> None:
-        super()._restore_rollout(folder, micro_batches)
-        state = json.loads((folder / PPO_STATE).read_text(encoding="utf-8"))
-        self.kl_controller.load_state_dict(state["kl_controller"])
-        self.moments.load_state_dict(state["moments"])
-        self.gate.stopped = state["stopped"]
-
-    def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            state = {"kl_controller": self.kl_controller.state_dict(), "moments": self.moments.state_dict()}
-            write_text(folder / PPO_STATE, json.dumps({**state, "stopped": self.gate.stopped}) + "\n")
-        super()._save_checkpoint(model, trial)

@@ -114,24 +114,31 @@ def test_the_critic_is_a_file_of_its_own_and_comes_back_the_same(tmp_path):
     assert not any("value_head" in name for name in policy)
     assert set(critic) == {"weight", "bias"}
     assert len(policy) + len(critic) == len(model.state_dict())
-    save_critic(tmp_path, head, HL)
-    _, other = with_head(critic=HL, fill=False)
-    load_critic(tmp_path, other, HL)
+    save_critic(tmp_path, critic, HL)
+    again, other = with_head(critic=HL, fill=False)
+    load_critic(tmp_path, again, HL)
     assert torch.equal(other.weight, head.weight) and torch.equal(other.bias, head.bias)
 
 
-def test_a_critic_of_another_support_kind_or_width_is_refused(tmp_path):
-    _, head = with_head(critic=HL)
-    save_critic(tmp_path, head, HL)
+def test_a_critic_of_another_support_kind_width_or_backbone_is_refused(tmp_path):
+    model, _ = with_head(critic=HL)
+    save_critic(tmp_path, split_critic(model.state_dict())[1], HL)
     other = make_critic_loss("hl_gauss", v_min=0.0, v_max=2.0, bins=7)
     with pytest.raises(ValueError, match="v_max was 1.0, is 2.0"):
-        load_critic(tmp_path, head, other)
+        load_critic(tmp_path, model, other)
     with pytest.raises(ValueError, match="critic was 'hl_gauss', is 'mse'"):
-        load_critic(tmp_path, head, MSE)
-    with pytest.raises(ValueError, match="width 32, this one has width 16"):
-        load_critic(tmp_path, ValueHead(16, 7), HL)
+        load_critic(tmp_path, model, MSE)
     with pytest.raises(ValueError, match="holds no critic"):
-        load_critic(tmp_path / "nowhere", head, HL)
+        load_critic(tmp_path / "nowhere", model, HL)
+    save_critic(tmp_path / "narrow", ValueHead(16, 7).state_dict(), HL)
+    with pytest.raises(ValueError, match="width 16, this one has width 32"):
+        load_critic(tmp_path / "narrow", model, HL)
+    save_critic(tmp_path / "own", {**ValueHead(32, 7).state_dict(), "backbone.x": torch.zeros(1)}, HL)
+    with pytest.raises(ValueError, match="backbone 'model', this one 'shared'"):
+        load_critic(tmp_path / "own", model, HL)
+    (tmp_path / "critic.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_critic(tmp_path, model, HL)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
