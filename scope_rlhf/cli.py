@@ -8,10 +8,10 @@ from typing import Any
 from scope_rlhf import __version__
 from scope_rlhf.runtime.launch import run_main
 
-GRPO_HELP = """\
-usage: scope-rlhf grpo [--config FILE.yaml] [--flag value ...]
+TRAIN_HELP = """\
+usage: scope-rlhf {algorithm} [--config FILE.yaml] [--flag value ...]
 
-Train a language model with GRPO and a policy objective of your choice. Without arguments: the embedded run, a small
+Train a language model with {name} and a policy objective of your choice. Without arguments: the embedded run, a small
 GPT-2 on real film reviews, which needs no GPU and no Hub. The command line overrides --config, which overrides the
 defaults; unknown flags and keys are errors.
 
@@ -24,27 +24,59 @@ model and data
 
 objective
   --objective NAME                  see `scope-rlhf objectives`; path/to/file.py:Class or module:Class for your own
-  --objective_kwargs JSON           its parameters, such as '{"alpha": 0.3}'
-  --epsilon X, --epsilon_high X     clip of the probability ratio
-  --beta X                          coefficient of the KL to the reference; 0 turns it off
-
+  --objective_kwargs JSON           its parameters, such as '{{"alpha": 0.3}}'
+{objective}
 training
   --learning_rate X                 --max_steps N
   --num_generations N               completions for each prompt
   --per_device_train_batch_size N   completions in one forward pass
-  --gradient_accumulation_steps N   --num_iterations N
+{training}
   --max_completion_length N         --temperature X
   --seed N
 
 run
   --output_dir DIR                  run folder: config, metrics, samples, report, curves, model
   --save_steps N                    --resume_from_checkpoint DIR
+  --eval_strategy steps             --load_best_model_at_end true, by the reward of prompts kept back
   --report_to wandb|tensorboard     --hub_model_id NAME, to push the model with its card
 
   --config FILE.yaml                defaults for any flag
   --traceback                       show the traceback of an error
   --help-all                        every flag of TRL and transformers
 """
+GRPO_HELP = TRAIN_HELP.format(
+    algorithm="grpo",
+    name="GRPO",
+    objective="""\
+  --epsilon X, --epsilon_high X     clip of the probability ratio
+  --beta X                          coefficient of the KL to the reference; 0 turns it off
+""",
+    training="  --gradient_accumulation_steps N   --num_iterations N",
+)
+PPO_HELP = TRAIN_HELP.format(
+    algorithm="ppo",
+    name="PPO",
+    objective="""\
+  --cliprange X                     clip of the probability ratio
+  --kl_coef X                       coefficient of the KL in the reward; --kl_target N makes it adaptive
+
+advantages and critic
+  --advantage_estimator NAME        gae (with a critic), rloo or group (without)
+  --gamma X, --lam X                of generalised advantage estimation
+  --critic NAME                     mse, hl_gauss or two_hot; the last two need the range of the returns:
+  --critic_kwargs JSON              such as '{"v_min": -0.5, "v_max": 1.5}'
+  --vf_coef X                       --cliprange_value X
+  --critic_backbone NAME            shared, adapter, or model with --critic_model_name_or_path NAME
+  --value_warmup_steps N            train the critic alone first
+  --whiten_rewards, --whiten_advantages, --score_clip X, --use_score_scaling true, --use_score_norm true
+  --missing_eos_penalty X, --missing_eos_score X, --stop_token TEXT
+""",
+    training="""\
+  --gradient_accumulation_steps N   --num_mini_batches N   --num_ppo_epochs N   (a rollout is the product of the first
+                                    three, for each process)
+  --total_episodes N                in place of --max_steps
+  --target_kl X                     end the updates of a rollout early""",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands except the flags of grpo, which the experiment parses."""
+    """All commands except the flags of grpo and ppo, which the experiment parses."""
     parser = argparse.ArgumentParser(
         prog="scope-rlhf",
         description="RLHF with exchangeable policy objectives.",
@@ -63,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
     commands.add_parser("grpo", help="train with GRPO and any objective", add_help=False)
+    commands.add_parser("ppo", help="train with PPO, any objective and any critic", add_help=False)
 
     objectives = commands.add_parser(
         "objectives",
@@ -98,21 +131,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _dispatch(argv: list[str]) -> int | None:
-    if argv[:1] == ["grpo"]:
-        return _grpo(argv[1:])
+    if argv and argv[0] in ("grpo", "ppo"):
+        return _train(argv[0], argv[1:])
     arguments = build_parser().parse_args(argv)
     if arguments.command == "objectives":
         return _check(arguments) if arguments.action == "check" else _list_objectives()
     return {"env": _environment, "report": _report, "frontier": _frontier}[arguments.command](arguments)
 
 
-def _grpo(argv: list[str]) -> int | None:
+def _train(algorithm: str, argv: list[str]) -> int | None:
     if {"-h", "--help"} & set(argv):
-        print(GRPO_HELP, end="")
+        print(GRPO_HELP if algorithm == "grpo" else PPO_HELP, end="")
         return 0
     from scope_rlhf.experiments import imdb
 
-    return imdb.main(["--help"] if "--help-all" in argv else argv, prog="scope-rlhf grpo")
+    return imdb.main(["--help"] if "--help-all" in argv else argv, f"scope-rlhf {algorithm}", algorithm)
 
 
 def _list_objectives() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import PeftModel
 from rich.console import Console
@@ -77,6 +78,9 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             num_eval_prompts=script.num_eval_prompts, seed=training.seed, train_split=script.dataset_train_split,
             eval_split=script.dataset_test_split, text_column=script.text_column,
         )  # fmt: skip
+        validation = None
+        if training.eval_strategy != "no":
+            train_prompts, validation = _keep_back(train_prompts, script.num_validation_prompts)
         scorers = _load_scorers(script)
         if training.reward_weights is None:
             # The judge is read on every rollout and never enters an advantage.
@@ -86,6 +90,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             [scorer.as_reward_function(name) for name, scorer in scorers.items()],
             training,
             train_dataset=train_prompts,
+            eval_dataset=validation,
             processing_class=tokenizer,
             peft_config=peft_config,
         )
@@ -190,6 +195,16 @@ def _check_lengths(script: ImdbArguments, policy: PolicyConfig, training: ScopeG
             f"prompt_length {script.prompt_length} + max_completion_length {training.max_completion_length} = {wanted} "
             f"tokens, but {name} has {longest} positions; lower one of the two."
         )
+
+
+def _keep_back(prompts: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """The training prompts without their last `count`, and these: the evaluation's prompts are not chosen by."""
+    if count >= len(prompts):
+        raise ValueError(
+            f"num_validation_prompts={count} leaves nothing of the {len(prompts)} training prompts; lower it."
+        )
+    rest = len(prompts) - count
+    return prompts.select(range(rest)), prompts.select(range(rest, len(prompts)))
 
 
 def _load_scorers(script: ImdbArguments) -> dict[str, RewardScorer]:

@@ -126,6 +126,10 @@ class ImdbArguments:
     )
     num_train_prompts: int | None = field(default=None, metadata={"help": "Training prompts; default all."})
     num_eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts measured before and after."})
+    num_validation_prompts: int = field(
+        default=64,
+        metadata={"help": "Training prompts kept back to measure while training, where eval_strategy asks for it."},
+    )
     eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's sampling."})
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
 
@@ -179,6 +183,11 @@ def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: Scope
     """ValueError for sizes and settings that cannot work together, before anything is loaded."""
     if script.num_eval_prompts < 2:
         raise ValueError(f"num_eval_prompts must be at least 2 for an interval, got {script.num_eval_prompts}.")
+    if training.eval_strategy != "no" and script.num_validation_prompts < 1:
+        raise ValueError(
+            f"eval_strategy={training.eval_strategy!s} needs validation prompts, got num_validation_prompts="
+            f"{script.num_validation_prompts}; set --num_validation_prompts."
+        )
     if training.max_completion_length is None or training.max_completion_length < 1:
         raise ValueError(f"max_completion_length must be at least 1, got {training.max_completion_length}.")
     if script.num_threads is not None and script.num_threads < 1:

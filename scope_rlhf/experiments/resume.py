@@ -16,7 +16,8 @@ FIXED = frozenset(
     (
         "algorithm", "seed", "data_seed", "eval_seed", "dataset_name", "dataset_train_split", "dataset_test_split",
         "text_column",
-        "prompt_length", "min_prompt_length", "num_train_prompts", "num_eval_prompts", "max_completion_length",
+        "prompt_length", "min_prompt_length", "num_train_prompts", "num_eval_prompts", "num_validation_prompts",
+        "max_completion_length",
         "model_name_or_path", "model_revision", "reward_model_name_or_path", "judge_model_name_or_path", "use_peft",
         "lora_r", "lora_alpha", "lora_target_modules", "temperature", "dtype",
         "per_device_train_batch_size", "gradient_accumulation_steps",

@@ -92,7 +92,7 @@ def adapter_value_head(model: Any, critic: CriticLossFunction, initial_value: fl
     active = model.active_adapter
     model.add_adapter(ADAPTER_NAME, copy.deepcopy(model.peft_config[active]))
     model.set_adapter(active)
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     return AdapterValueHead(base, base.config.get_text_config().hidden_size, critic.output_size, initial_value)
 
 
@@ -129,8 +129,8 @@ def model_value_head(
         )
     head = ModelValueHead(backbone, first.shape[-1], critic.output_size, initial_value)
     score = getattr(whole, "score", None)
-    kept = isinstance(score, nn.Linear) and not any("score" in key for key in info["missing_keys"])
-    if kept and score.weight.shape == head.weight.shape:
+    trained = not any("score" in key for key in info["missing_keys"])
+    if isinstance(score, nn.Linear) and trained and score.weight.shape == head.weight.shape:
         with torch.no_grad():
             head.weight.copy_(score.weight)
             if score.bias is not None:

@@ -85,8 +85,11 @@ class RewardScorer:
             output=output,
         )
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Scores [B] of the texts, in their order. Texts of like length share a batch, to save padding."""
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> Tensor:
+        """Scores [B] of the texts, in their order. Texts of like length share a batch, to save padding.
+
+        add_special_tokens=False is for texts that a chat template has written, which hold them already.
+        """
         texts = list(texts)
         for text in texts:
             if not isinstance(text, str):
@@ -95,7 +98,7 @@ class RewardScorer:
         if not texts:
             return scores
         limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
-        rows = self.tokenizer(texts, verbose=False, **limit)["input_ids"]
+        rows = self.tokenizer(texts, verbose=False, add_special_tokens=add_special_tokens, **limit)["input_ids"]
         # The longest first: a batch that does not fit in memory fails at once.
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
         for start in range(0, len(order), self.batch_size):
@@ -103,20 +106,23 @@ class RewardScorer:
             scores[batch] = self._score([rows[row] for row in batch])
         return scores
 
-    def reward(self, prompts: Sequence[str], completions: Sequence[str], **kwargs: Any) -> list[float]:
-        """A reward function in TRL's sense: the score of prompt + completion for each row."""
-        for text in (*prompts[:1], *completions[:1]):
-            if not isinstance(text, str):
-                raise ValueError(
-                    "this reward model scores plain texts, but the dataset is conversational: prompts and completions "
-                    f"are {type(text).__name__}. Give a dataset whose prompt column holds strings."
-                )
-        return self([p + c for p, c in zip(prompts, completions, strict=True)]).tolist()
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float]:
+        """A reward function in TRL's sense: the score of prompt + completion for each row, by their text.
+
+        Conversations (lists of messages) go through the chat template of the scorer's own tokenizer; where it has
+        none, the contents of the messages are scored, one below the other.
+        """
+        if not prompts or isinstance(prompts[0], str):
+            return self([p + c for p, c in zip(prompts, completions, strict=True)]).tolist()
+        talks = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+        if self.tokenizer.chat_template:
+            return self([self.tokenizer.apply_chat_template(t, tokenize=False) for t in talks], False).tolist()
+        return self(["\n".join(str(message["content"]) for message in talk) for talk in talks]).tolist()
 
     def as_reward_function(self, name: str = "sentiment_reward") -> Callable[..., list[float]]:
         """`reward` as a function of its own name, which is what TRL's metrics are called after."""
 
-        def reward_function(prompts: Sequence[str], completions: Sequence[str], **kwargs: Any) -> list[float]:
+        def reward_function(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float]:
             return self.reward(prompts, completions)
 
         reward_function.__name__ = reward_function.__qualname__ = name

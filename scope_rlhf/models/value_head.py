@@ -127,6 +127,18 @@ def split_critic(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict
     return policy, critic
 
 
+def leave_critic_out(generation: Any) -> None:
+    """Keep the critic out of what TRL's VLLMGeneration sends to vLLM, which serves the policy only."""
+    parameters = generation._iter_named_params
+
+    def without_critic():
+        for name, weight in parameters():
+            if not split_critic({name: weight})[1]:
+                yield name, weight
+
+    generation._iter_named_params = without_critic
+
+
 def _kind(weights: Mapping[str, Tensor]) -> str:
     parts = {name.partition(".")[0] for name in weights}
     return "model" if "backbone" in parts else "adapter" if "adapter" in parts else "shared"

@@ -159,8 +159,9 @@ class ScopeGRPOTrainer(GRPOTrainer):
         sums = self._sums[mode]
         if sums:
             # Every rank holds the same names: one collective for all.
-            totals = torch.stack([x.to(self.accelerator.device, torch.float64) for x in sums.values()])
-            totals = dict(zip(sums, self.accelerator.reduce(totals, reduction="sum").tolist(), strict=True))
+            totals: Any = torch.stack([x.to(self.accelerator.device, torch.float64) for x in sums.values()])
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            totals = dict(zip(sums, totals.tolist(), strict=True))
             means = {
                 name: totals[name] / max(totals[count], 1) for name, count in self._counts.items() if name in totals
             }

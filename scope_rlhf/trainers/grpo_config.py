@@ -51,7 +51,8 @@ class ScopeGRPOConfig(GRPOConfig):
     `scale_rewards` is where advantages get their unit spread; there is no second z-score on top.
 
     Departures from GRPOConfig: `epsilon` has no value of its own (the objective's clip_low, .2, holds), `bf16` is on
-    where a CUDA device has it and off on a CPU, `disable_dropout` is True, and what the loss does not carry is refused
+    where a CUDA device has it and off on a CPU, `disable_dropout` is True, the best model is the one of the highest
+    held-out reward, and what the loss does not carry is refused
     (UNSUPPORTED, truncated sampling, other loss types).
     """
 
@@ -86,6 +87,8 @@ class ScopeGRPOConfig(GRPOConfig):
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._read_dicts()
         self._check_numbers()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "reward"  # transformers' own choice, the loss, says nothing here
         super().__post_init__()
         self._refuse_unsupported()
         missing = [

@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 from scope_rlhf.losses import fill_masked
 from scope_rlhf.models.critic_backbones import make_value_head
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.models.value_head import load_any_critic, split_critic
+from scope_rlhf.models.value_head import leave_critic_out, load_any_critic
 from scope_rlhf.objectives import CriticLoss
 from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
 from scope_rlhf.trainers.critic_checkpoints import CriticCheckpoints
@@ -41,6 +41,7 @@ class ScopePPOTrainer(CriticCheckpoints):
     """
 
     args: ScopePPOConfig
+    accelerator: Any
 
     def __init__(self, model, reward_funcs=None, args: ScopePPOConfig | None = None, *, ref_model=None, **kwargs: Any):
         args = ScopePPOConfig("scope-ppo") if args is None else args
@@ -79,11 +80,8 @@ class ScopePPOTrainer(CriticCheckpoints):
             )
             if args.critic_path is not None:
                 load_any_critic(args.critic_path, self.model, self.critic)
-            if self.use_vllm:  # the critic is no part of the model that vLLM serves
-                parameters = self.vllm_generation._iter_params
-                self.vllm_generation._iter_params = lambda *a, **k: (
-                    (name, weight) for name, weight in parameters(*a, **k) if not split_critic({name: weight})[1]
-                )
+            if self.use_vllm:
+                leave_critic_out(self.vllm_generation)
         self.gate = UpdateGate(self)
         self.add_callback(self.gate)
 
@@ -108,7 +106,7 @@ class ScopePPOTrainer(CriticCheckpoints):
         self._raw_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._raw_rewards
 
-    def _sum(self, x: Tensor) -> Tensor:
+    def _sum(self, x: Tensor) -> Any:
         return self.accelerator.reduce(x, reduction="sum")
 
     def _activate(self, active: bool = True) -> None:

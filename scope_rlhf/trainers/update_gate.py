@@ -28,7 +28,7 @@ class UpdateGate(TrainerCallback):
             seen = torch.stack([fill_masked(approx_kl, mask).sum(dtype=torch.float64), mask.sum().double()])
             self._kl = self._kl.to(seen.device) + seen
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs: Any):
+    def on_pre_optimizer_step(self, args: Any, state, control, **kwargs: Any):
         model = self.trainer.model
         if args.target_kl is not None:
             if not self.stopped:
@@ -43,7 +43,7 @@ class UpdateGate(TrainerCallback):
             for weight in policy.values():
                 weight.grad = None
 
-    def on_optimizer_step(self, args, state, control, **kwargs: Any):
+    def on_optimizer_step(self, args: Any, state, control, **kwargs: Any):
         if args.target_kl is not None:
             # What accelerate reports as a skipped step, on which transformers leaves the schedule alone.
             self.trainer.optimizer._is_overflow = self.stopped

@@ -1,5 +1,7 @@
 """Critics on an adapter or a model of their own: same forward, the policy untouched, their own file."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from scope_rlhf.models.critic_backbones import make_value_head
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.models.value_head import load_critic, save_critic, split_critic
+from scope_rlhf.models.value_head import leave_critic_out, load_critic, save_critic, split_critic
 from scope_rlhf.objectives import make_critic_loss
 from tests.models.test_value_head import TOKENIZER, batch
 from tests.tiny import tiny_gpt2
@@ -100,7 +102,8 @@ def test_the_adapter_is_restored_after_an_exception_in_the_critics_pass():
     _model, head = policy("adapter")
     with pytest.raises(RuntimeError), head._switched():
         raise RuntimeError
-    assert all(layer._active_adapter == "default" or layer._active_adapter == ["default"] for layer in head._layers)
+    layers: Any = head._layers
+    assert {str(layer._active_adapter) for layer in layers} <= {"default", "['default']"}
 
 
 def test_a_critic_from_a_reward_model_begins_with_its_scores(tmp_path):
@@ -157,3 +160,22 @@ def test_a_critic_adapter_without_lora_is_refused():
     add_fused_lm_head(model)
     with pytest.raises(ValueError, match="needs a LoRA policy"):
         make_value_head(model, MSE, "adapter")
+
+
+def test_the_critic_is_not_sent_to_vllm():
+    """TRL's own iteration over the parameters, which sync_weights sends; vLLM itself is not needed for it."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    model = tiny_gpt2(TOKENIZER)
+    expected = {name for name, _ in model.named_parameters()}
+    add_fused_lm_head(model)
+    make_value_head(model, MSE, "shared")
+    generation = object.__new__(VLLMGeneration)
+    generation.model, generation.accelerator = model, SimpleNamespace(device="cpu")
+    generation._dist = SimpleNamespace(is_fsdp=False, gather_params=lambda weights: nullcontext())
+    assert {name for name, _ in generation._iter_named_params()} - expected == {"value_head.weight", "value_head.bias"}
+    leave_critic_out(generation)
+    assert {name for name, _ in generation._iter_named_params()} == expected

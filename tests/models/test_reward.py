@@ -154,11 +154,24 @@ def test_the_reward_function_carries_its_name_and_takes_the_keywords_of_trl(scor
     assert scorer.as_reward_function().__name__ == "sentiment_reward"
 
 
-def test_conversations_are_refused(scorer):
-    with pytest.raises(ValueError, match="scores plain texts, but the dataset is conversational"):
-        scorer.reward([[{"role": "user", "content": "hi"}]], [[{"role": "assistant", "content": "ho"}]])
-    with pytest.raises(ValueError, match="scores plain texts, got NoneType"):
-        scorer(["text", None])
+def test_conversations_are_scored_by_their_contents_where_the_scorer_has_no_chat_template(scorer):
+    prompts = [[{"role": "user", "content": "How was the film?"}], [{"role": "user", "content": "And the plot?"}]]
+    completions = [[{"role": "assistant", "content": "great"}], [{"role": "assistant", "content": "awful"}]]
+    expected = scorer(["How was the film?\ngreat", "And the plot?\nawful"]).tolist()
+    assert scorer.reward(prompts, completions) == expected
+
+
+def test_conversations_go_through_the_scorers_own_chat_template_and_get_no_second_special_tokens(scorer, monkeypatch):
+    template = "{% for m in messages %}[CLS]{{ m.role }}: {{ m.content }}[SEP]{% endfor %}"
+    monkeypatch.setattr(scorer.tokenizer, "chat_template", template, raising=False)
+    prompts, completions = [[{"role": "user", "content": "hi"}]], [[{"role": "assistant", "content": "a great film"}]]
+    text = "[CLS]user: hi[SEP][CLS]assistant: a great film[SEP]"
+    assert scorer.reward(prompts, completions) == scorer([text], add_special_tokens=False).tolist()
+
+
+def test_what_is_no_text_is_refused(scorer):
+    with pytest.raises(ValueError, match="scores plain texts, got int"):
+        scorer([5])
 
 
 def test_logit_and_probability_are_two_views_of_one_score(tmp_path):
