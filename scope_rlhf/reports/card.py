@@ -16,12 +16,23 @@ HYPERPARAMETERS = (
     "learning_rate",
     "lr_scheduler_type",
     "beta",
+    "kl_coef",
+    "kl_target",
     "max_steps",
     "num_train_epochs",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_generations",
     "num_iterations",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "advantage_estimator",
+    "gamma",
+    "lam",
+    "critic",
+    "critic_kwargs",
+    "critic_backbone",
+    "vf_coef",
     "max_completion_length",
     "temperature",
     "loss_type",
@@ -34,6 +45,8 @@ HYPERPARAMETERS = (
     "lora_target_modules",
     "seed",
 )
+# Of the parent's settings, those that PPO sets from its own.
+NOT_OF_PPO = ("beta", "num_iterations", "scale_rewards")
 
 
 def write_model_card(
@@ -55,7 +68,8 @@ def write_model_card(
     arguments, objective = config.get("arguments") or {}, config.get("objective") or {}
     adapter = (model_dir / "adapter_config.json").exists()
     name = Path(str(arguments.get("model_name_or_path") or "policy")).name
-    title = title or f"{name} after GRPO with {objective_label(objective, brief=True)}"
+    algorithm = str(arguments.get("algorithm") or "grpo")
+    title = title or f"{name} after {algorithm.upper()} with {objective_label(objective, brief=True)}"
     header = card_header(config, evaluation, title, adapter, license)
     base = arguments.get("model_name_or_path")
     kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
@@ -65,7 +79,9 @@ def write_model_card(
     hyperparameters = [
         (inline_code(name), inline_code(_value(arguments[name])))
         for name in HYPERPARAMETERS
-        if arguments.get(name) is not None and not (name == "num_train_epochs" and arguments.get("max_steps", -1) > 0)
+        if arguments.get(name) is not None
+        and not (name == "num_train_epochs" and arguments.get("max_steps", -1) > 0)
+        and not (name in NOT_OF_PPO and algorithm == "ppo")
     ]
     parts = [
         f"# {escape_cell(title)}",
@@ -76,6 +92,7 @@ def write_model_card(
         "\n".join(f"- {note}" for note in honest_notes(evaluation, run.read_metrics(), arguments)),
         "## Load",
         code_block(load_snippet(load_path or str(model_dir), adapter, base), "python"),
+        critic_section(model_dir),
         "## Objective",
         objective_section(objective),
         "## Training",
@@ -100,6 +117,16 @@ def write_model_card(
     return path
 
 
+def critic_section(model_dir: Path) -> str:
+    """What lies beside the policy where PPO has trained a critic; else empty."""
+    if not (model_dir / "critic.json").exists():
+        return ""
+    return (
+        "`critic.safetensors` and `critic.json` hold the critic (value head, its backbone where it has one, and its "
+        "support). The policy does not need them; `--critic_path` starts another PPO run from them."
+    )
+
+
 def card_header(
     config: dict[str, Any], evaluation: dict[str, Any], title: str, adapter: bool, license: str | None
 ) -> dict[str, Any]:
@@ -122,7 +149,8 @@ def card_header(
     else:
         header |= {"license": "other", "license_name": "license-of-the-base-model"}
     own = bool(objective.get("file"))
-    header["tags"] = ["rlhf", "grpo", "trl", "scope-rlhf", *([] if own else [str(objective.get("name"))])]
+    algorithm = str(arguments.get("algorithm") or "grpo")
+    header["tags"] = ["rlhf", algorithm, "trl", "scope-rlhf", *([] if own else [str(objective.get("name"))])]
     results = [
         {
             "type": name,

@@ -57,7 +57,11 @@ def find_panels(rows: list[dict[str, Any]]) -> list[Panel]:
     clip = next((k for k in ("clip_ratio/region_mean", "objective/clip_fraction") if k in logged), "")
     panels = [
         Panel("Reward", "mean per completion", {key: reward_label(key) for key in rewards} or {"reward": "reward"}),
+        Panel("Held-out reward", "mean per completion", {"eval_reward": ""}),
         Panel("KL to the reference", "nats per token", {"kl": ""}),
+        Panel("KL of a rollout", "nats per sequence", {"rollout/kl": ""}),
+        Panel("Explained variance", "of the returns, by the critic", {"value/explained_variance": ""}),
+        Panel("Critic's loss", "per token", {"value/loss": ""}),
         Panel("Entropy", "nats per token", {"entropy": ""}),
         Panel("Clip fraction", "share of tokens", {clip: ""}),
         Panel("Completion length", "tokens", {"completions/mean_length": ""}),

@@ -9,13 +9,13 @@ import yaml
 from scope_rlhf import __version__
 
 
-def checkpoint_card(name: str | None, base: str | None, objective: dict[str, Any]) -> str:
+def checkpoint_card(name: str | None, base: str | None, objective: dict[str, Any], algorithm: str) -> str:
     """A model card of a few lines. `base` is named as a Hub model unless it is a folder here; `objective` is the record
     of describe_objective.
     """
     on_hub = bool(base) and not os.path.isdir(str(base))
     header: dict[str, Any] = {"base_model": base} if on_hub else {}
-    header |= {"library_name": "transformers", "tags": ["rlhf", "grpo", "trl", "scope-rlhf"]}
+    header |= {"library_name": "transformers", "tags": ["rlhf", algorithm, "trl", "scope-rlhf"]}
     parameters = ", ".join(f"{key}={value}" for key, value in objective.get("parameters", {}).items())
     lines = [
         "---",
@@ -23,7 +23,7 @@ def checkpoint_card(name: str | None, base: str | None, objective: dict[str, Any
         "---",
         f"# {name or 'A checkpoint'}",
         "",
-        f"Fine-tuned from {base if on_hub else 'a local model'} by GRPO with the policy objective "
+        f"Fine-tuned from {base if on_hub else 'a local model'} by {algorithm.upper()} with the policy objective "
         f"`{objective['name']}({parameters})`.",
     ]
     if objective.get("sha256"):

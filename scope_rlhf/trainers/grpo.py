@@ -52,6 +52,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
 
     args: ScopeGRPOConfig
     model: nn.Module
+    algorithm = "grpo"
 
     def __init__(self, model, reward_funcs=None, args: ScopeGRPOConfig | None = None, **kwargs: Any):
         if args is None:
@@ -255,7 +256,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
         """A short README.md with the objective; the parent's names none, and None as the base of a local model."""
         if self.is_world_process_zero() and self.args.output_dir:
             text = checkpoint_card(
-                model_name, get_config_model_id(self.model.config), describe_objective(self.objective)
+                model_name, get_config_model_id(self.model.config), describe_objective(self.objective), self.algorithm
             )
             write_text(Path(self.args.output_dir, "README.md"), text)
 

@@ -40,6 +40,7 @@ class ScopePPOTrainer(CriticCheckpoints):
     Raises ValueError at construction as ScopeGRPOTrainer, and for a critic, stop token or reference that does not fit.
     """
 
+    algorithm = "ppo"
     args: ScopePPOConfig
     accelerator: Any
 
