@@ -1,14 +1,16 @@
-"""Checkpoints of a trainer with a critic: the critic as its own file, and the state that the parents do not know."""
+"""What a trainer with a critic adds around its loop: the critic's learning rate, its own file, and more state."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from scope_rlhf.models.value_head import ADAPTER_NAME, load_critic, save_critic, split_critic
 from scope_rlhf.objectives import CriticLossFunction
 from scope_rlhf.rl import FixedKLController, RunningMoments
 from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
+from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 from scope_rlhf.trainers.update_gate import UpdateGate
 
 PPO_STATE = "ppo_state.json"
@@ -19,10 +21,24 @@ class CriticCheckpoints(ScopeGRPOTrainer):
     (KL coefficient, running moments of the scores, whether the rest of the rollout's updates is skipped).
     """
 
+    args: ScopePPOConfig
     critic: CriticLossFunction | None
     kl_controller: FixedKLController
     moments: RunningMoments
     gate: UpdateGate
+
+    def create_optimizer(self, model=None):
+        made = self.optimizer is None
+        optimizer: Any = super().create_optimizer(model)
+        rate = self.args.critic_learning_rate
+        if made and rate is not None and self.critic is not None:
+            own = {id(weight) for weight in split_critic(dict((model or self.model).named_parameters()))[1].values()}
+            for group in list(optimizer.param_groups):
+                critic = [weight for weight in group["params"] if id(weight) in own]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+                if critic:
+                    optimizer.add_param_group({**group, "params": critic, "lr": rate})
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.critic is None or not self.args.should_save:

@@ -12,7 +12,11 @@ def check_choices(config: Any) -> None:
         if getattr(config, name) not in valid:
             raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(config, name)!r}.")
     if config.advantage_estimator != "gae":
-        given = [n for n in ("critic", "critic_kwargs", "critic_path", "cliprange_value") if getattr(config, n)]
+        given = [
+            n
+            for n in ("critic", "critic_kwargs", "critic_path", "cliprange_value", "critic_learning_rate")
+            if getattr(config, n)
+        ]
         given += [
             n for n, off in (("critic_backbone", "shared"), ("value_warmup_steps", 0)) if getattr(config, n) != off
         ]
@@ -125,7 +129,16 @@ def check_numbers(config: Any) -> None:
     _check(config, ("value_warmup_steps", "stop_token_id"), 0, whole=True)
     _check(
         config,
-        ("kl_coef", "vf_coef", "target_coef", "missing_eos_penalty", "kl_target", "score_clip", "target_kl"),
+        (
+            "kl_coef",
+            "vf_coef",
+            "target_coef",
+            "missing_eos_penalty",
+            "kl_target",
+            "score_clip",
+            "target_kl",
+            "critic_learning_rate",
+        ),
         0,
     )
     _check(config, ("gamma", "lam"), 0, 1)

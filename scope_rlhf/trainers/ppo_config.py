@@ -46,6 +46,7 @@ class ScopePPOConfig(ScopeGRPOConfig):
     )
     initial_value: float = _option(0.0, "What a new scalar critic says at the start.")
     vf_coef: float = _option(0.1, "Coefficient of the critic's loss.")
+    critic_learning_rate: float | None = _option(None, "Rate of the critic's own weights; default: learning_rate.")
     cliprange: float | None = _option(None, "Clip of the probability ratio; default: the objective's (.2).")
     cliprange_value: float | None = _option(None, "Clip of the value, mse only; default .2.")
     gamma: float = _option(1.0, "Discount per token.")
