@@ -289,7 +289,7 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 def _checked_reward(function: Any, nan_reward: str) -> Any:
     """A reward function under guard, a reward model, or the name of one; ValueError for anything else."""
     if isinstance(function, nn.Module):
-        return function
+        return function.eval()  # dropout would score one text twice differently
     if isinstance(function, str):
         return resolve_model_path(function, "reward_funcs")
     if not callable(function):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from scope_rlhf.losses import fill_masked
 from scope_rlhf.models.critic_backbones import make_value_head
@@ -79,6 +79,8 @@ class ScopePPOTrainer(CriticCheckpoints):
             self.value_head = make_value_head(
                 self.model, self.critic, args.critic_backbone, args.critic_model_name_or_path, args.initial_value
             )
+            if args.disable_dropout:  # the critic's adapter or model is newer than the parent's turn at this
+                disable_dropout_in_model(self.model)
             if args.critic_path is not None:
                 load_any_critic(args.critic_path, self.model, self.critic)
             if self.use_vllm:
