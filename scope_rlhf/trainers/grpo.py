@@ -23,7 +23,7 @@ from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.card import checkpoint_card
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
-from scope_rlhf.trainers.rollout_state import load_rollout, save_rollout
+from scope_rlhf.trainers.rollout_state import load_rollout, save_rollout, skip_orders
 
 OBJECTIVE_FILE = "objective.json"
 # The strength of these is relative to advantages of unit spread (paper: z-scored, eq. 9).
@@ -82,6 +82,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 derive_positions(each)
         self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zero), "eval": defaultdict(_zero)}
         self._counts: dict[str, str] = {}
+        self._micro_batches_before = 0
         if args.probe_rewards and isinstance(self.train_dataset, Dataset):
             rows = [self.train_dataset[i] for i in range(min(2, len(self.train_dataset)))]
             extra = {"trainer_state": self.state, "log_extra": _ignore, "log_metric": _ignore}
@@ -204,7 +205,13 @@ class ScopeGRPOTrainer(GRPOTrainer):
             log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
         return completion_ids, log_probs
 
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        skip_orders(sampler, self._micro_batches_before)
+        return sampler
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._micro_batches_before = 0
         if resume_from_checkpoint:
             folder = resume_from_checkpoint
             folder = get_last_checkpoint(self.args.output_dir or ".") if folder is True else folder
@@ -244,7 +251,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
         return self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
 
     def _restore_rollout(self, folder: Path, micro_batches: int) -> None:
-        self._step = micro_batches
+        self._step = self._micro_batches_before = micro_batches
         state = load_rollout(folder, *self._place())
         if state is not None:
             self._buffered_inputs = state["buffer"]

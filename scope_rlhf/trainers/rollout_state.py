@@ -1,6 +1,8 @@
-"""What a checkpoint of the parent leaves out: the rollout in use, the micro-batch it stands at, and unlogged metrics.
+"""What a checkpoint of the parent leaves out: the rollout in use, the micro-batch it stands at, unlogged metrics, and
+the order of the prompts.
 
-Without them a run that is resumed inside a generation batch samples anew and silently becomes another run.
+Without them a run that is resumed inside a generation batch samples anew, and one that is resumed after its first data
+epoch goes through the prompts in the order of the first epoch: each silently becomes another run.
 """
 
 import os
@@ -36,3 +38,14 @@ def load_rollout(folder: Path, rank: int, processes: int, device: torch.device) 
     except Exception as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}); resume from an earlier checkpoint.") from error
     return state if (state["version"], state["processes"]) == (STATE_VERSION, processes) else None
+
+
+def skip_orders(sampler: Any, micro_batches: int) -> None:
+    """Take away from TRL's RepeatSampler the orders of the data epochs that lie before that many micro-batches.
+
+    It draws one order for each epoch from a generator of its own, which a resumed run begins anew.
+    """
+    if getattr(sampler, "shuffle", False):
+        in_epoch = sampler.num_samples // sampler.batch_size * sampler.repeat_count
+        for _ in range(micro_batches // in_epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)

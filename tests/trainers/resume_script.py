@@ -1,0 +1,104 @@
+"""Tiny PPO and GRPO trainers for tests of resume, and the run that test_kill_and_resume.py kills.
+
+python -m tests.trainers.resume_script ppo FOLDER [CHECKPOINT] [--kill-in-step N | --kill-in-save N] [--log-to FILE]
+"""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer, ScopePPOConfig, ScopePPOTrainer
+from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
+
+COMMON = {
+    "max_completion_length": 6, "max_steps": 16, "report_to": "none", "learning_rate": 1e-2, "use_cpu": True,
+    "gradient_checkpointing": False, "save_strategy": "steps", "save_steps": 1, "logging_steps": 4,
+    "disable_tqdm": True, "seed": 7, "lr_scheduler_type": "linear", "per_device_train_batch_size": 4,
+}  # fmt: skip
+# A rollout of 8 completions serves 4 updates; the 24 prompts last for 12, so that a run of 16 crosses a data epoch.
+PPO: dict[str, Any] = {
+    "objective": "scope", "num_mini_batches": 2, "num_ppo_epochs": 2, "kl_coef": 0.05, "kl_target": 1.0,
+    "kl_horizon": 40, "use_score_scaling": True, "use_score_norm": True, "critic": "hl_gauss",
+    "critic_kwargs": {"v_min": -4.0, "v_max": 4.0, "bins": 11},
+}  # fmt: skip
+GRPO = {"objective": "scope", "num_generations": 2, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.05}
+
+
+def make_trainer(
+    kind: str, folder: Path, rewards: Any = length_reward, lora: bool = True, **settings: Any
+) -> ScopeGRPOTrainer:
+    """kind: "ppo" or "grpo"; `settings` are laid over those above, and None leaves one out."""
+    config, trainer = (ScopePPOConfig, ScopePPOTrainer) if kind == "ppo" else (ScopeGRPOConfig, ScopeGRPOTrainer)
+    settings = {**COMMON, **(PPO if kind == "ppo" else GRPO), **settings}
+    args = config(str(folder), **{name: value for name, value in settings.items() if value is not None})
+    tokenizer = tiny_tokenizer()
+    model = tiny_gpt2(tokenizer)
+    if not lora:  # a model without an adapter takes its reference from the files it came from
+        model.save_pretrained(folder / "start")
+        model = type(model).from_pretrained(folder / "start")
+    peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4) if lora else None
+    return trainer(
+        model, [rewards], args, train_dataset=prompt_dataset(), eval_dataset=prompt_dataset(1),
+        processing_class=tokenizer, peft_config=peft_config,
+    )  # fmt: skip
+
+
+def trained_weights(trainer: ScopeGRPOTrainer) -> dict[str, torch.Tensor]:
+    """Policy and critic, by name."""
+    return {n: w.detach().clone().contiguous() for n, w in trainer.model.named_parameters() if w.requires_grad}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillInStep(TrainerCallback):
+    """Dies in that update, after the gradient and before the optimizer has moved a weight."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs: Any):
+        if state.global_step + 1 == self.step:
+            die()
+
+
+def kill_in_save(trainer: ScopeGRPOTrainer, step: int) -> None:
+    """Dies while that checkpoint is written: model, critic, optimizer and a part of the trainer's state are there."""
+    save = trainer.state.save_to_json
+
+    def cut(path: str) -> None:
+        if trainer.state.global_step != step:
+            return save(path)
+        save(path)
+        os.truncate(path, os.path.getsize(path) // 2)
+        die()
+
+    trainer.state.save_to_json = cut
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=["ppo", "grpo"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("--kill-in-step", type=int)
+    parser.add_argument("--kill-in-save", type=int)
+    parser.add_argument("--save-to", type=Path)
+    given = parser.parse_args()
+    trainer = make_trainer(given.kind, given.folder)
+    if given.kill_in_step is not None:
+        trainer.add_callback(KillInStep(given.kill_in_step))
+    trainer.train(resume_from_checkpoint=given.checkpoint)
+    save_file(trained_weights(trainer), given.save_to)
+
+
+if __name__ == "__main__":
+    main()
