@@ -4,6 +4,11 @@ import math
 from typing import Any
 
 ESTIMATORS, BACKBONES = ("gae", "rloo", "group"), ("shared", "adapter", "model")
+# What has a meaning with advantage_estimator="gae" only.
+CRITIC_ONLY = (
+    "critic", "critic_kwargs", "critic_backbone", "critic_model_name_or_path", "critic_path", "critic_learning_rate",
+    "initial_value", "vf_coef", "cliprange_value", "value_warmup_steps", "gamma", "lam", "whiten_rewards",
+)  # fmt: skip
 
 
 def check_choices(config: Any) -> None:
@@ -12,14 +17,8 @@ def check_choices(config: Any) -> None:
         if getattr(config, name) not in valid:
             raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(config, name)!r}.")
     if config.advantage_estimator != "gae":
-        given = [
-            n
-            for n in ("critic", "critic_kwargs", "critic_path", "cliprange_value", "critic_learning_rate")
-            if getattr(config, n)
-        ]
-        given += [
-            n for n, off in (("critic_backbone", "shared"), ("value_warmup_steps", 0)) if getattr(config, n) != off
-        ]
+        fields = type(config).__dataclass_fields__
+        given = [name for name in CRITIC_ONLY if getattr(config, name) != fields[name].default]
         if given:
             raise ValueError(
                 f"{', '.join(given)} given, but advantage_estimator={config.advantage_estimator!r} has no critic; "
