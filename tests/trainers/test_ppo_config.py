@@ -36,7 +36,9 @@ def test_the_clip_has_one_source_by_any_of_its_names(tmp_path):
 
 def test_a_config_of_a_config_is_the_same(tmp_path):
     """transformers and TRL copy configurations by their fields; what __post_init__ has set must be accepted again."""
-    first = config(tmp_path, per_device_train_batch_size=4, num_mini_batches=2, kl_coef=0.1, critic="mse", cliprange=0.1)
+    first = config(
+        tmp_path, per_device_train_batch_size=4, num_mini_batches=2, kl_coef=0.1, critic="mse", cliprange=0.1
+    )
     fields = {f: getattr(first, f) for f in ("kl_coef", "beta", "num_iterations", "steps_per_generation", "epsilon")}
     again = config(
         tmp_path, per_device_train_batch_size=4, num_mini_batches=2, critic="mse", cliprange=0.1,
