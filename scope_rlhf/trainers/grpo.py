@@ -21,7 +21,7 @@ from scope_rlhf.models.sampling import record_sampling
 from scope_rlhf.objectives import PolicyInputs, describe_objective
 from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.card import checkpoint_card
-from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, check_model_sampling
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
 from scope_rlhf.trainers.rollout_state import load_rollout, save_rollout, skip_orders
 
@@ -75,6 +75,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
         functions = [_checked_reward(f, args.nan_reward) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
         _check_batches(self.train_dataset, args)
+        check_model_sampling(self.model, getattr(self, "generation_kwargs", None))
         if self.aux_loss_enabled:
             raise ValueError("mixture-of-experts balancing (output_router_logits) is not supported: set it to False.")
         for each in (self.model, self.ref_model):

@@ -41,6 +41,31 @@ WHOLE_NUMBERS = (
 FROM_ZERO = ("beta", "learning_rate", "seed", "max_grad_norm", "warmup_steps", "weight_decay")
 
 
+def _refuse_changed_sampling(sampling: dict[str, Any], advice: str) -> None:
+    """ValueError for a setting of SAMPLING that is none of its allowed values, with advice on {name} and {value}."""
+    for name, allowed in SAMPLING.items():
+        if name in sampling and sampling[name] not in allowed:
+            raise ValueError(
+                f"{name}={sampling[name]!r} samples from a changed distribution, while the ratio is taken over the "
+                f"full vocabulary, so it would be biased; {advice.format(name=name, value=allowed[0])}"
+            )
+
+
+def check_model_sampling(model: Any, ours: dict[str, Any] | None) -> None:
+    """ValueError for a model whose own generation_config changes the distribution where a run sets nothing: `generate`
+    fills in from there what it is given as None. vLLM (`ours` is None) does not read it.
+    """
+    config = getattr(model, "generation_config", None)
+    if ours is None or config is None:
+        return
+    filled_in = {name: getattr(config, name, None) for name in SAMPLING if ours.get(name) is None}
+    _refuse_changed_sampling(
+        {name: value for name, value in filled_in.items() if value not in (None, [])},
+        "it comes from the model's generation_config: set model.generation_config.{name} = {value}, or give "
+        "--generation_kwargs '{{\"{name}\": ...}}' with a value that changes nothing.",
+    )
+
+
 @dataclass
 class ScopeGRPOConfig(GRPOConfig):
     """GRPOConfig with an objective.
@@ -176,12 +201,7 @@ class ScopeGRPOConfig(GRPOConfig):
                 raise ValueError(
                     "generation_kwargs sets temperature, which the log-probs would not follow; set --temperature."
                 )
-        for name, allowed in SAMPLING.items():
-            if name in sampling and sampling[name] not in allowed:
-                raise ValueError(
-                    f"{name}={sampling[name]!r} samples from a changed distribution, while the ratio is taken over the "
-                    f"full vocabulary, so it would be biased; leave {name} at {allowed[0]}."
-                )
+        _refuse_changed_sampling(sampling, "leave {name} at {value}.")
         if self.importance_sampling_level not in ("token", "sequence"):
             raise ValueError(
                 f"importance_sampling_level must be token or sequence, got {self.importance_sampling_level!r}."

@@ -197,6 +197,28 @@ def test_ppo_refuses_truncated_sampling(tmp_path, settings, word):
         make_trainer("ppo", tmp_path, **settings)
 
 
+@both
+@pytest.mark.parametrize(
+    ("name", "value", "neutral"),
+    [("typical_p", 0.2, 1.0), ("min_p", 0.3, 0.0), ("no_repeat_ngram_size", 1, 0), ("suppress_tokens", [5], None)],
+)
+def test_a_models_own_generation_config_does_not_truncate_the_sampling_unnoticed(
+    tmp_path, algorithm, name, value, neutral
+):
+    """`generate` takes from the model what the run leaves at None, without a word."""
+    model = tiny_gpt2(tiny_tokenizer())
+    setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=f"{name}=.*full vocabulary.*generation_config.{name} = "):
+        make_trainer(algorithm, tmp_path, model=model)
+    if neutral is not None:
+        other = tiny_gpt2(tiny_tokenizer())
+        setattr(other.generation_config, name, value)
+        inputs = rollout(make_trainer(algorithm, tmp_path, model=other, generation_kwargs={name: neutral}))
+        assert (inputs["sampling_per_token_logps"] - inputs["old_per_token_logps"]).abs().max() < 1e-4
+    setattr(model.generation_config, name, None)
+    make_trainer(algorithm, tmp_path, model=model)
+
+
 # --- End tokens and padding
 
 
