@@ -174,7 +174,8 @@ class ScopePPOTrainer(CriticCheckpoints):
             rollout |= reference_tokens(inputs, self.args.target_column, self._tokenizer, self.max_completion_length)
             rollout = {k: v.to(mask.device) for k, v in rollout.items()}
             rollout["num_target_items"] = self.accelerator.gather(rollout["target_mask"].sum()).sum()
-        self.gate.stopped = False
+        if training:  # an evaluation within a rollout leaves its stop as it is
+            self.gate.stopped = False
         return rollout
 
     def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
@@ -240,6 +241,7 @@ class ScopePPOTrainer(CriticCheckpoints):
     def training_step(self, model, inputs, num_items_in_batch):
         if self.gate.stopped and self._step % ((self.args.steps_per_generation or 1) * self.num_iterations):
             self._step += 1
+            model.train()  # as the parent does after an evaluation, or metrics would go under eval
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
 

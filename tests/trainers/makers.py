@@ -39,7 +39,8 @@ def make_trainer(
     chosen = {
         "objective": "ppo", "per_device_train_batch_size": 4, "max_completion_length": 6, "max_steps": 4,
         "report_to": "none", "learning_rate": 1e-2, "gradient_checkpointing": False, "use_cpu": True,
-        "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 7, **settings,
+        "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 7,
+        "per_device_eval_batch_size": 2, **settings,
     }  # fmt: skip
     if algorithm == "grpo":
         chosen = {"num_generations": 2, **chosen}
@@ -56,7 +57,7 @@ def make_trainer(
     given: dict[str, Any] = {"ref_model": ref_model} if ref_model is not None else {}
     return (ScopeGRPOTrainer if algorithm == "grpo" else ScopePPOTrainer)(
         model, rewards if isinstance(rewards, list) else [rewards], args, train_dataset=prompt_dataset(),
-        processing_class=tokenizer, peft_config=lora, **given,
+        eval_dataset=prompt_dataset(1), processing_class=tokenizer, peft_config=lora, **given,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel, TrainerCallback
 
 from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.models.reward import RewardScorer
@@ -735,3 +735,24 @@ def test_the_same_seed_twice_gives_ppo_identical_metrics_and_another_seed_does_n
         runs.append([logged(trainer, k) for k in keys])
     assert all(runs[0]) and runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_an_evaluation_within_a_rollout_does_not_bring_back_updates_that_target_kl_stopped(tmp_path):
+    """The first step moves too far, and the other seven of the rollout are skipped: evaluated after each, or not."""
+    seen, ends = [], []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append(trainer.gate.stopped)
+
+    for name in ("no", "steps"):
+        trainer = make_trainer(
+            "ppo", tmp_path / name, passes=4, max_steps=8, target_kl=1e-3, learning_rate=0.05, eval_strategy=name,
+            eval_steps=1,
+        )  # fmt: skip
+        trainer.add_callback(Watch())
+        trainer.train()
+        ends.append(weights(trainer))
+        assert logged(trainer, "policy/skipped_updates") == [0.0] + [1.0] * 7
+    assert seen == [False] + [True] * 7
+    assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
