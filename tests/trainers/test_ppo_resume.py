@@ -115,3 +115,19 @@ def test_the_best_checkpoint_by_eval_reward_comes_back_at_the_end_with_its_own_c
         assert now.keys() == best.keys()
         assert all(torch.equal(now[name], weight) for name, weight in best.items()), file
         assert any(not torch.equal(last[name], weight) for name, weight in best.items()), file
+
+
+def test_an_evaluation_within_a_rollout_does_not_reopen_the_updates_that_target_kl_skips(tmp_path):
+    """One rollout of 8 updates: what evaluation samples cannot matter, so the weights must not know of it."""
+    settings = {"target_kl": 4e-3, "num_mini_batches": 4, "per_device_train_batch_size": 2, "max_steps": 8}
+    settings |= {"save_strategy": "no", "logging_steps": 1}
+    plain = run(tmp_path, **settings)
+    evaluated = run(tmp_path, eval_strategy="steps", eval_steps=2, **settings)
+    skipped, seen = (
+        [row["policy/skipped_updates"] for row in t.state.log_history if "policy/skipped_updates" in row]
+        for t in (plain, evaluated)
+    )
+    assert 0 < sum(skipped) < 8 and seen == skipped
+    assert sum("eval_reward" in row for row in evaluated.state.log_history) == 4
+    found = trained_weights(evaluated)
+    assert all(torch.equal(weight, found[name]) for name, weight in trained_weights(plain).items())
