@@ -16,7 +16,7 @@ from scope_rlhf.objectives import CriticLoss
 from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
 from scope_rlhf.trainers.critic_checkpoints import CriticCheckpoints
 from scope_rlhf.trainers.minibatches import reference_tokens, reshuffle
-from scope_rlhf.trainers.ppo_checks import find_stop_token
+from scope_rlhf.trainers.ppo_checks import check_columns, find_stop_token
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 from scope_rlhf.trainers.ppo_targets import critic_targets, group_targets, shape_scores
 from scope_rlhf.trainers.update_gate import UpdateGate
@@ -51,12 +51,7 @@ class ScopePPOTrainer(CriticCheckpoints):
                 f"args must be a ScopePPOConfig, got {type(args).__name__}: it names critic and estimator."
             )
         self.critic, self.kl_controller, self.moments = args.make_critic(), args.make_kl_controller(), RunningMoments()
-        columns = getattr(kwargs.get("train_dataset"), "column_names", None)
-        if args.target_coef and columns and args.target_column not in columns:
-            raise ValueError(
-                f"target_coef needs reference completions, but train_dataset has no column {args.target_column!r}; its "
-                f"columns are {columns}. Set --target_column."
-            )
+        check_columns(args, kwargs.get("train_dataset"))
         args.beta = 0.0 if ref_model is not None else args.kl_coef
         super().__init__(model, reward_funcs, args, **kwargs)
         if ref_model is not None:

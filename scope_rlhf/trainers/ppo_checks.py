@@ -101,6 +101,16 @@ def check_groups(config: Any) -> int:
     return rows
 
 
+def check_columns(config: Any, dataset: Any) -> None:
+    """The dataset holds the references that target_coef needs."""
+    columns = getattr(dataset, "column_names", None)
+    if config.target_coef and columns and config.target_column not in columns:
+        raise ValueError(
+            f"target_coef needs reference completions, but train_dataset has no column {config.target_column!r}; its "
+            f"columns are {columns}. Set --target_column."
+        )
+
+
 def find_stop_token(config: Any, tokenizer: Any) -> int | None:
     """The id of stop_token or stop_token_id; None for none, or the tokenizer's end token."""
     stop = config.stop_token_id
