@@ -186,3 +186,14 @@ def test_a_folder_without_a_run_is_one_paragraph(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: run folder")
         assert "Traceback" not in error
+
+
+def test_ppo_has_its_own_help_and_names_its_own_flags(capsys):
+    assert main(["ppo", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: scope-rlhf ppo")
+    for flag in ("--critic", "--kl_coef", "--num_ppo_epochs", "--advantage_estimator", "--objective", "--config"):
+        assert flag in text
+    assert "--beta" not in text
+    assert main(["ppo", "--kl_coef", "-1"]) == 2
+    assert "kl_coef must be a finite number >= 0, got -1.0; set --kl_coef" in capsys.readouterr().err

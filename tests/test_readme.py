@@ -6,6 +6,8 @@ from pathlib import Path
 
 from scope_rlhf.objectives import OBJECTIVES, make_objective
 from scope_rlhf.objectives.contract import check_objective
+from scope_rlhf.trainers import ScopePPOConfig
+from tests.trainers.makers import make_trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,3 +30,28 @@ def test_every_objective_has_a_row_with_its_parameters():
         for parameter in (field.name for field in fields(cls)):
             if name == "ppo" or parameter not in ("clip_low", "clip_high", "policy_coef"):
                 assert f"`{parameter}`" in row, f"{name}: {parameter}"
+
+
+def test_every_metric_of_ppo_is_explained(tmp_path):
+    shown = set(re.findall(r"`((?:rollout|policy|value)/\w+|kl|entropy)`", README))
+    hl = {"critic": "hl_gauss", "critic_kwargs": {"v_min": -2.0, "v_max": 6.0, "bins": 21}}
+    logged = set()
+    for settings in ({"target_kl": 1.0}, hl):
+        trainer = make_trainer("ppo", tmp_path, **settings)
+        trainer.train()
+        logged |= {name for row in trainer.state.log_history for name in row}
+    ours = {name for name in logged if name.startswith(("rollout/", "policy/", "value/")) or name in ("kl", "entropy")}
+    assert len(ours) > 15
+    assert ours <= shown
+    assert shown - ours == {"policy/target_nll"}  # its own test is in tests/trainers/test_ppo.py
+
+
+def test_the_flags_of_trls_ppo_that_the_readme_says_are_kept_are_there():
+    table = README[README.index("From TRL's PPOConfig") : README.index("## Metrics")]
+    kept = re.findall(r"`(\w+)`", table[: table.index("| TRL")])
+    assert len(kept) == 14
+    renamed = [
+        "max_completion_length", "kl_target", "kl_horizon", "target_kl", "use_score_scaling", "use_score_norm",
+        "score_clip", "log_completions", "whiten_advantages",
+    ]  # fmt: skip
+    assert {*kept, *renamed} <= {f.name for f in fields(ScopePPOConfig)}

@@ -1,11 +1,14 @@
 """Settings of the IMDB experiment: precedence, the two sets of defaults, early refusals."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from scope_rlhf.experiments.imdb_arguments import parse_arguments
+from scope_rlhf.experiments.imdb_arguments import EMBEDDED_CRITICS, parse_arguments
+from scope_rlhf.objectives import make_critic_loss
+from scope_rlhf.trainers import ScopePPOConfig
 
 BASE = ["--use_cpu", "true"]
 
@@ -141,3 +144,67 @@ def test_a_clip_among_the_objectives_parameters_stands_also_for_another_policy()
 def test_bad_settings_are_refused_before_anything_is_loaded(words, message):
     with pytest.raises(ValueError, match=message):
         parse_arguments([*words, *BASE])
+
+
+def test_ppo_takes_its_own_defaults_and_each_critic_its_coefficient_and_support():
+    training = parse_arguments(["--algorithm", "ppo", *BASE])[2]
+    assert type(training) is ScopePPOConfig
+    assert training.make_critic() == make_critic_loss("mse", cliprange_value=0.2)
+    assert (training.num_generations, training.initial_value) == (1, 0.5)
+    hl = parse_arguments(["--critic", "hl_gauss", *BASE], algorithm="ppo")[2]
+    assert hl.make_critic().v_max == EMBEDDED_CRITICS["hl_gauss"]["critic_kwargs"]["v_max"]
+    assert hl.vf_coef == EMBEDDED_CRITICS["hl_gauss"]["vf_coef"]
+    given = ["--critic", "hl_gauss", "--critic_kwargs", '{"v_min": -3, "v_max": 3}', "--vf_coef", "0.7"]
+    own = parse_arguments([*given, *BASE], algorithm="ppo")[2]
+    assert (own.make_critic().v_min, own.make_critic().bins, own.vf_coef) == (-3, 51, 0.7)
+
+
+def test_without_a_critic_no_setting_of_one_is_left_from_the_defaults():
+    training = parse_arguments(["--advantage_estimator", "rloo", *BASE], algorithm="ppo")[2]
+    assert training.make_critic() is None and training.num_generations == 4
+
+
+def test_the_papers_file_is_its_setting():
+    file = str(Path(__file__).parents[2] / "recipes" / "configs" / "imdb_symmetric_paper.yaml")
+    script, policy, training = parse_arguments(["--config", file, *BASE])
+    assert (script.algorithm, script.prompt_length, training.max_completion_length) == ("ppo", 64, 48)
+    # 60 rollouts of 112 in 5 passes of minibatches of 28.
+    assert (training.generation_batch_size, training.per_device_train_batch_size, training.num_ppo_epochs) == (
+        112,
+        28,
+        5,
+    )
+    assert training.max_steps == 60 * 5 * 4
+    assert (training.learning_rate, training.gamma, training.lam, training.kl_coef) == (5e-6, 0.99, 0.95, 0.001)
+    objective = training.make_objective()
+    assert (objective.alpha, objective.beta, objective.clip_low, training.vf_coef) == (0.5, 0.4, 0.2, 0.5)
+    assert policy.model_name_or_path == "gpt2"
+    with_paper_defaults = parse_arguments(
+        ["--model_name_or_path", "gpt2", "--objective", "symmetric", "--objective_kwargs", '{"beta": 0.4}', *BASE],
+        algorithm="ppo",
+    )[2]
+    for name in ("generation_batch_size", "num_ppo_epochs", "max_steps", "gamma", "lam", "kl_coef", "vf_coef"):
+        assert getattr(with_paper_defaults, name) == getattr(training, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "algorithm", "message"),
+    [
+        (["--algorithm", "dpo"], None, "algorithm must be grpo or ppo, got 'dpo'"),
+        (["--algorithm", "grpo"], "ppo", "use `scope-rlhf grpo`"),
+        (["--kl_coef", "-1"], "ppo", "kl_coef must be"),
+        (["--kl_coef", "0.1"], "grpo", "what no setting takes: --kl_coef"),
+        (["--beta", "0.5"], "ppo", "set --kl_coef"),
+        (["--eval_strategy", "steps", "--num_validation_prompts", "0"], None, "num_validation_prompts"),
+    ],
+)
+def test_what_does_not_fit_the_algorithm_is_refused(words, algorithm, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*words, *BASE], algorithm=algorithm)
+
+
+def test_the_best_model_is_the_one_of_the_highest_held_out_reward():
+    words = ["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", "20", "--save_steps", "20"]
+    for algorithm in ("grpo", "ppo"):
+        training = parse_arguments([*words, *BASE], algorithm=algorithm)[2]
+        assert (training.metric_for_best_model, training.greater_is_better) == ("reward", True)

@@ -145,3 +145,26 @@ def test_two_processes_on_cpus_join_in_one_run_folder(tmp_path):
     assert (folder / "evaluation.json").exists()
     assert "find_unused_parameters" not in done.stderr
     assert done.stdout.count("5/5") == 1
+
+
+@pytest.mark.parametrize("critic", ["mse", "hl_gauss", "two_hot"])
+def test_ppo_trains_measures_saves_its_critic_and_keeps_the_best_by_held_out_reward(tmp_path, critic):
+    words = [
+        *SHORT, "--algorithm", "ppo", "--critic", critic, "--per_device_train_batch_size", "4", "--num_eval_prompts",
+        "4", "--eval_strategy", "steps", "--eval_steps", "2", "--num_validation_prompts", "8", "--load_best_model_at_end",
+        "true",
+    ]  # fmt: skip
+    done = recipe(*words, "--output_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "run"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"rollout/score", "rollout/kl", "value/explained_variance"} <= rows[0].keys()
+    assert sum("eval_reward" in row for row in rows) == 2
+    assert json.loads((folder / "model" / "critic.json").read_text())["name"] == critic
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    held_out = {row["step"]: row["eval_reward"] for row in rows if "eval_reward" in row}
+    assert state["best_global_step"] == max(held_out, key=held_out.__getitem__)
+    card = (folder / "model" / "README.md").read_text()
+    assert "after PPO with" in card and f"`{critic}`" in card and "critic.safetensors" in card
+    assert "`beta`" not in card and "`kl_coef`" in card
+    assert (folder / "curves.png").stat().st_size > 10_000
