@@ -1,13 +1,26 @@
-"""Run under torchrun by test_two_processes.py, or alone: the loss of a fixed batch, then a short training."""
+"""Run under torchrun by test_two_processes.py, or alone: the loss of a fixed batch, then a short training.
+
+For GRPO, and then for PPO with a critic and with leave-one-out baselines.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
+from tests.tiny import SENTENCES, length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
+from tests.trainers.makers import disturb, favour, loss_of, make_trainer, script
+
+END = 0
+# The second half ends early, so that two processes have rows of another number of tokens and of another width.
+COMPLETIONS = [
+    [5, 6, 7, 8, 9, 10], [11, 12, 13, END, 9, 9], [7, 7, 7, 7, 7, END], [20, 21, 22, 23, 24, 25],
+    [5, END, 9, 9, 9, 9], [END, 7, 7, 7, 7, 7], [30, 31, END, 3, 3, 3], [40, END, 8, 8, 8, 8],
+]  # fmt: skip
 
 
 def main(folder: Path) -> None:
@@ -55,9 +68,84 @@ def main(folder: Path) -> None:
     results["trained"] = [row for row in trainer.state.log_history if "loss" in row]
     results["completions"] = list(trainer._logs["completion"])
     results["weights"] = sum(w.double().abs().sum().item() for w in trainer.model.parameters() if w.requires_grad)
+    results["ppo"] = ppo(folder)
+    for name, group in (("spanning", 4), ("wide", 12)):
+        results[name] = leave_one_out(folder / name, group)
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def ppo(folder: Path) -> dict:
+    """One rollout of eight given completions, its loss and gradient, the critic's included; then a training."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = make_trainer(
+        "ppo", folder / "ppo", per_device_train_batch_size=8 // world, minibatches=1, max_steps=4, lam=0.9,
+        use_score_scaling=True, kl_target=1.0, kl_horizon=40, logging_steps=4,
+    )  # fmt: skip
+    disturb(trainer.model, "lora_B")
+    disturb(trainer.model, "value_head.weight", 0.5)
+    rank = trainer.accelerator.process_index
+    share = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    trainer.model.train()
+    with pytest.MonkeyPatch.context() as patch:
+        script(trainer, patch, COMPLETIONS[share])
+        prompts = [{"prompt": SENTENCES[row % len(SENTENCES)]} for row in range(8)]
+        inputs = trainer._generate_and_score_completions(prompts[share])
+    mask = inputs["completion_mask"].bool()
+    rows = {
+        name: [row[m].tolist() for row, m in zip(inputs[name], mask, strict=True)]
+        for name in ("advantages", "returns", "old_values", "kl")
+    }
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    disturb(trainer.model, "lora_B", seed=4)  # an update later: a ratio other than 1
+    loss, gradient, _ = loss_of(trainer, inputs)
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    trainer.model.zero_grad()
+    trainer.state.log_history.clear()
+    result = {
+        "rows": rows,
+        "metrics": {k: v for k, v in metrics.items() if k.startswith(("rollout/", "value/", "policy/"))},
+        "loss": trainer.accelerator.reduce(torch.tensor(loss), "mean").item(),
+        "gradient": trainer.accelerator.reduce(gradient, "mean").tolist(),
+        "stats": {k: v for k, v in logs.items() if k.startswith(("objective/", "value/", "policy/")) or k == "kl"},
+        "state": [trainer.kl_controller.kl_coef, *trainer.moments.state_dict().values()],
+    }
+    favour(trainer, END)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    result["trained"] = {k: v for k, v in logged.items() if "time" not in k and "per_second" not in k}
+    result["weights"] = [w.double().abs().sum().item() for w in trainer.model.parameters() if w.requires_grad]
+    return result
+
+
+def leave_one_out(folder: Path, group: int) -> dict:
+    """Twelve completions over all processes, by TRL's sampler; groups of 4 or 12 lie on both of two processes."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = make_trainer(
+        "ppo", folder, per_device_train_batch_size=12 // world, num_generations=group, advantage_estimator="rloo",
+        minibatches=1, passes=1, max_steps=2, kl=0.0, whiten_advantages=False,
+    )  # fmt: skip
+    found = []
+    score = trainer._generate_and_score_completions
+
+    def spy(inputs):
+        rollout = score(inputs)
+        found.append(
+            {
+                "prompts": [row["prompt"] for row in inputs],
+                "completions": [x[m.bool()].tolist() for x, m in zip(rollout["completion_ids"],
+                                                                      rollout["completion_mask"], strict=True)],
+                "scores": trainer._raw_rewards.sum(1).tolist(),
+                "advantages": rollout["advantages"][:, 0].tolist(),
+            }
+        )  # fmt: skip
+        return rollout
+
+    trainer._generate_and_score_completions = spy
+    trainer.train()
+    return {"rollouts": found}
 
 
 def fixed_batch(generator: torch.Generator) -> dict[str, torch.Tensor]:
