@@ -11,6 +11,7 @@ from scope_rlhf.rl import FixedKLController, RunningMoments
 from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
+from scope_rlhf.trainers.rollout_state import read_state
 from scope_rlhf.trainers.update_gate import UpdateGate
 
 PPO_STATE = "ppo_state.json"
@@ -73,7 +74,7 @@ class CriticCheckpoints(ScopeGRPOTrainer):
 
     def _restore_rollout(self, folder: Path, micro_batches: int) -> None:
         super()._restore_rollout(folder, micro_batches)
-        state = json.loads((folder / PPO_STATE).read_text(encoding="utf-8"))
+        state = read_state(folder / PPO_STATE)
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.moments.load_state_dict(state["moments"])
         self.gate.stopped = state["stopped"]

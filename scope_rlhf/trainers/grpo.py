@@ -23,7 +23,7 @@ from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.card import checkpoint_card
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, check_model_sampling
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
-from scope_rlhf.trainers.rollout_state import load_rollout, save_rollout, skip_orders
+from scope_rlhf.trainers.rollout_state import load_rollout, read_state, save_rollout, skip_orders
 
 OBJECTIVE_FILE = "objective.json"
 # The strength of these is relative to advantages of unit spread (paper: z-scored, eq. 9).
@@ -229,8 +229,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
             raise ValueError(
                 f"{folder} is not a checkpoint: it has no trainer_state.json; set --resume_from_checkpoint."
             )
-        step = json.loads(state.read_text())["global_step"]
-        before = _identity(json.loads(objective.read_text()) if objective.exists() else {})
+        step = read_state(state)["global_step"]
+        before = _identity(read_state(objective) if objective.exists() else {})
         now = _identity(json.loads(json.dumps(describe_objective(self.objective))))
         if before != now and not self.args.allow_objective_change:
             changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]

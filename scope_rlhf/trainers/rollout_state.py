@@ -5,6 +5,7 @@ Without them a run that is resumed inside a generation batch samples anew, and o
 epoch goes through the prompts in the order of the first epoch: each silently becomes another run.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def load_rollout(folder: Path, rank: int, processes: int, device: torch.device) 
     except Exception as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}); resume from an earlier checkpoint.") from error
     return state if (state["version"], state["processes"]) == (STATE_VERSION, processes) else None
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; ValueError naming it where a kill or a full disk has cut it off."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); resume from an earlier checkpoint.") from error
 
 
 def skip_orders(sampler: Any, micro_batches: int) -> None:

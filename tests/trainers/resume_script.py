@@ -1,18 +1,19 @@
 """Tiny PPO and GRPO trainers for tests of resume, and the run that test_kill_and_resume.py kills.
 
-python -m tests.trainers.resume_script ppo FOLDER [CHECKPOINT] [--kill-in-step N | --kill-in-save N] [--log-to FILE]
+python -m tests.trainers.resume_script ppo FOLDER [CHECKPOINT] [--kill-... N] [--save-to FILE]
 """
 
 import argparse
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer, ScopePPOConfig, ScopePPOTrainer
 from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
@@ -70,18 +71,29 @@ class KillInStep(TrainerCallback):
             die()
 
 
-def kill_in_save(trainer: ScopeGRPOTrainer, step: int) -> None:
-    """Dies while that checkpoint is written: model, critic, optimizer and a part of the trainer's state are there."""
-    save = trainer.state.save_to_json
+class KillAfter(TrainerCallback):
+    """Dies that many seconds after its first checkpoint, whatever it is doing then."""
 
-    def cut(path: str) -> None:
-        if trainer.state.global_step != step:
-            return save(path)
-        save(path)
-        os.truncate(path, os.path.getsize(path) // 2)
-        die()
+    def __init__(self, seconds: float):
+        self.seconds, self.started = seconds, False
 
-    trainer.state.save_to_json = cut
+    def on_save(self, args, state, control, **kwargs: Any):
+        if not self.started:
+            threading.Timer(self.seconds, die).start()
+        self.started = True
+
+
+def kill_in_save(step: int) -> None:
+    """Dies while that checkpoint is written: model, critic, optimizer and half of the trainer's state are there."""
+    save = TrainerState.save_to_json
+
+    def cut(state: TrainerState, json_path: str) -> None:
+        save(state, json_path)
+        if state.global_step == step:
+            os.truncate(json_path, os.path.getsize(json_path) // 2)
+            die()
+
+    TrainerState.save_to_json = cut
 
 
 def main() -> None:
@@ -91,13 +103,19 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--kill-in-step", type=int)
     parser.add_argument("--kill-in-save", type=int)
+    parser.add_argument("--kill-after", type=float)
     parser.add_argument("--save-to", type=Path)
     given = parser.parse_args()
     trainer = make_trainer(given.kind, given.folder)
     if given.kill_in_step is not None:
         trainer.add_callback(KillInStep(given.kill_in_step))
+    if given.kill_in_save is not None:
+        kill_in_save(given.kill_in_save)
+    if given.kill_after is not None:
+        trainer.add_callback(KillAfter(given.kill_after))
     trainer.train(resume_from_checkpoint=given.checkpoint)
-    save_file(trained_weights(trainer), given.save_to)
+    if given.save_to is not None:
+        save_file(trained_weights(trainer), given.save_to)
 
 
 if __name__ == "__main__":
