@@ -151,8 +151,8 @@ def test_two_processes_on_cpus_join_in_one_run_folder(tmp_path):
 def test_ppo_trains_measures_saves_its_critic_and_keeps_the_best_by_held_out_reward(tmp_path, critic):
     words = [
         *SHORT, "--algorithm", "ppo", "--critic", critic, "--per_device_train_batch_size", "4", "--num_eval_prompts",
-        "4", "--eval_strategy", "steps", "--eval_steps", "2", "--num_validation_prompts", "8", "--load_best_model_at_end",
-        "true",
+        "4", "--eval_strategy", "steps", "--eval_steps", "2", "--num_validation_prompts", "8",
+        "--load_best_model_at_end", "true",
     ]  # fmt: skip
     done = recipe(*words, "--output_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

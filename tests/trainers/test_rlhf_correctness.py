@@ -497,7 +497,7 @@ def test_the_whole_policy_of_ppo_comes_back_as_a_plain_model_without_the_critic(
         policy = PeftModel.from_pretrained(tiny_gpt2(tiny_tokenizer()), folder).merge_and_unload()
         folder = tmp_path / "merged"
         policy.save_pretrained(folder)
-    loaded, report = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    loaded, report = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)  # pyright: ignore
     assert not report["unexpected_keys"] and not report["missing_keys"]
     derive_positions(loaded)
     inputs = rollout(trainer)
