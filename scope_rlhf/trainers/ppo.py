@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import disable_dropout_in_model
 
 from scope_rlhf.losses import fill_masked
 from scope_rlhf.models.critic_backbones import make_value_head
-from scope_rlhf.models.positions import derive_positions
+from scope_rlhf.models.reference import prepare_reference
 from scope_rlhf.models.value_head import leave_critic_out, load_any_critic
 from scope_rlhf.objectives import CriticLoss
 from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
@@ -55,9 +55,7 @@ class ScopePPOTrainer(CriticCheckpoints):
         args.beta = 0.0 if ref_model is not None else args.kl_coef
         super().__init__(model, reward_funcs, args, **kwargs)
         if ref_model is not None:
-            add_fused_lm_head(ref_model, temperature=self.temperature)
-            derive_positions(ref_model)
-            self.ref_model = self.accelerator.prepare_model(ref_model.eval(), evaluation_mode=True)
+            self.ref_model = prepare_reference(ref_model, self.accelerator, self.temperature, args.cast_lm_head_to_fp32)
             self.beta = args.beta = args.kl_coef
         if args.target_kl is not None and self.is_deepspeed_enabled:
             raise ValueError(
@@ -153,8 +151,11 @@ class ScopePPOTrainer(CriticCheckpoints):
         if self.args.whiten_advantages:
             targets["advantages"], white = whiten(targets["advantages"], mask, all_reduce=self._sum)
             stats |= {f"policy/{'advantage_' * (k in ('mean', 'std')) + k}": v for k, v in white.items()}
-        rollout |= {**targets, "kl": kl}
-        per_row = {"score": scores, "reward": rewards.sum(1), "kl": kl.sum(1), "length": mask.sum(1), "eos_rate": ended}
+        per_row = {"score": scores, "reward": rewards.sum(1), "length": mask.sum(1), "eos_rate": ended}
+        if "ref_per_token_logps" in rollout:  # with kl_coef=0 there is no reference, and no KL to show
+            rollout["kl"] = kl
+            per_row["kl"] = kl.sum(1)
+        rollout |= targets
         sums = torch.stack([(x * mask.any(1)).sum().double() for x in (*per_row.values(), torch.ones_like(scores))])
         *sums, rows = self._sum(sums).tolist()
         metrics |= {f"rollout/{name}": x / max(rows, 1.0) for name, x in zip(per_row, sums, strict=True)}
@@ -163,7 +164,7 @@ class ScopePPOTrainer(CriticCheckpoints):
         for name, value in metrics.items():
             self._metrics["train" if training else "eval"][name].append(value)
         if training and rows:
-            self.kl_controller.update(metrics["rollout/kl"], int(rows))
+            self.kl_controller.update(metrics.get("rollout/kl", 0.0), int(rows))
         self._show_advantages(targets["advantages"], mask)
         if self.args.target_coef:
             rollout |= reference_tokens(inputs, self.args.target_column, self._tokenizer, self.max_completion_length)
@@ -214,7 +215,7 @@ class ScopePPOTrainer(CriticCheckpoints):
     def _add_terms(self, per_token, inputs, mask, log_probs, log_ratio):
         approx_kl = (log_ratio.exp() - 1 - log_ratio).detach()
         self.gate.note(approx_kl, mask)
-        stats = {"kl": inputs["kl"], "policy/approx_kl": approx_kl}
+        stats = {"policy/approx_kl": approx_kl} | ({"kl": inputs["kl"]} if "kl" in inputs else {})
         if self.warming_up:
             per_token = 0.0 * per_token
         if self.critic is not None:

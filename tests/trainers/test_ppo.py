@@ -458,3 +458,17 @@ def test_evaluation_measures_and_trains_nothing(tmp_path):
     assert trainer.kl_controller.kl_coef == controller
     trainer.train()
     assert all(math.isfinite(x) for x in logged(trainer, "value/loss"))
+
+
+def test_without_a_kl_coefficient_there_is_no_reference_and_no_kl_is_claimed(tmp_path):
+    trainer = make_trainer("ppo", tmp_path, kl=0.0)
+    disturb(trainer.model, "lora_B")
+    trainer.train()
+    assert not logged(trainer, "kl") and not logged(trainer, "rollout/kl")
+    assert logged(trainer, "rollout/kl_coef") == [0.0]
+
+
+def test_the_policy_itself_is_refused_as_its_reference(tmp_path):
+    model = tiny_gpt2(tiny_tokenizer())
+    with pytest.raises(ValueError, match="give a model of its own"):
+        make_trainer("ppo", tmp_path, model=model, lora=LORA, ref_model=model)
