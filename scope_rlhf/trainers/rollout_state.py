@@ -35,7 +35,9 @@ def load_rollout(folder: Path, rank: int, processes: int, device: torch.device) 
     if not file.exists():
         return None
     try:
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(
+            file, map_location=torch.device("cpu") if device.type == "cpu" else device, weights_only=True
+        )
     except Exception as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}); resume from an earlier checkpoint.") from error
     return state if (state["version"], state["processes"]) == (STATE_VERSION, processes) else None
