@@ -1,6 +1,7 @@
 """What goes silently wrong in RLHF code, each claim for PPO and, where test_grpo.py has it not, for GRPO."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -263,10 +264,10 @@ def test_nothing_behind_the_first_end_token_counts_and_the_end_token_does(tmp_pa
         script(trainer, monkeypatch, behind)
         inputs = rollout(trainer)
         mask = inputs["completion_mask"].bool()
-        junk = {"completion_ids": 9} | dict.fromkeys(
-            ("old_per_token_logps", "ref_per_token_logps", "kl", "returns", "old_values"), 1e3
-        )
-        filled = {k: v.masked_fill(~mask, junk[k]) if k in junk else v for k, v in inputs.items()}
+        junk = {"completion_ids": 9, **dict.fromkeys(("kl", "advantages", "returns", "old_values"), 1e3)}
+        junk |= dict.fromkeys(("old_per_token_logps", "ref_per_token_logps"), float("nan"))
+        junk |= {"advantages": None} if inputs["advantages"].dim() == 1 else {}
+        filled = {k: v if junk.get(k) is None else v.masked_fill(~mask, junk[k]) for k, v in inputs.items()}
         runs += [loss_of(trainer, inputs), loss_of(trainer, filled)]
         scores = {k: v for k, v in trainer._metrics["train"].items() if k.startswith(("rollout/", "reward"))}
         runs[-1][2].update({k: v[-1] for k, v in scores.items()})
@@ -330,17 +331,24 @@ def test_the_stop_token_that_is_set_counts_as_an_end_for_the_missing_eos_penalty
 
 
 @pytest.mark.parametrize("stop", [13, None])
-def test_the_stop_token_that_is_set_ends_generation_itself(tmp_path, stop):
+def test_the_stop_token_that_is_set_ends_generation_itself(tmp_path, monkeypatch, stop):
     """Sampled for real by a model that likes token 13: no row goes on behind it, unless it is no stop."""
     trainer = make_trainer("ppo", tmp_path, stop_token_id=stop, max_completion_length=16, minibatches=4)
     favour(trainer, 13)
+    sampled = []
+    generate = GPT2LMHeadModel.generate
+    monkeypatch.setattr(
+        GPT2LMHeadModel, "generate", lambda *a, **k: (sampled.append(generate(*a, **k)), sampled[-1])[1]
+    )
     inputs = rollout(trainer)
     rows = [x[m.bool()].tolist() for x, m in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)]
-    stopped = [13 in row for row in rows]
-    assert sum(stopped) > 8
+    assert sum(13 in row for row in rows) > 8
     assert any(13 in row[:-1] for row in rows) == (stop is None)
     ended = sum(row[-1] in (13, END) if stop else row[-1] == END for row in rows)
     assert trainer._metrics["train"]["rollout/eos_rate"] == [ended / 16]
+    if stop:  # the sampler stopped too, and wrote padding only
+        behind = sampled[0][:, inputs["prompt_ids"].size(1) :][~inputs["completion_mask"].bool()]
+        assert len(behind) and (behind == END).all()
 
 
 @both
@@ -497,7 +505,8 @@ def test_the_whole_policy_of_ppo_comes_back_as_a_plain_model_without_the_critic(
         policy = PeftModel.from_pretrained(tiny_gpt2(tiny_tokenizer()), folder).merge_and_unload()
         folder = tmp_path / "merged"
         policy.save_pretrained(folder)
-    loaded, report = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)  # pyright: ignore
+    found: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    loaded, report = found
     assert not report["unexpected_keys"] and not report["missing_keys"]
     derive_positions(loaded)
     inputs = rollout(trainer)
@@ -580,7 +589,7 @@ def test_whitened_advantages_have_mean_0_and_spread_1_over_the_counted_tokens_of
 @pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [6, 6, 6, 6]])
 def test_a_rollout_of_equal_rewards_trains_without_nan(tmp_path, monkeypatch, lengths):
     """No spread: completions that end at once, each with the same score and value."""
-    trainer = make_trainer("ppo", tmp_path, lambda prompts, **_: [1.0] * len(prompts), minibatches=1, kl=0.0)
+    trainer = make_trainer("ppo", tmp_path, lambda prompts, **_: [1.0] * len(prompts), minibatches=1, kl=0.0, lam=1.0)
     script(trainer, monkeypatch, [[5] * (n - 1) + [END] * (7 - n) for n in lengths])
     inputs = rollout(trainer)
     assert inputs["advantages"].isfinite().all()
@@ -664,6 +673,32 @@ def test_ppos_stats_are_masked_sums_over_counts_of_all_micro_batches(tmp_path, m
         first, second = (x[name] for x in seen[2:])  # the second step, where the policy has moved
         assert len(first) != len(second)
         assert logged(trainer, name)[1] == pytest.approx(torch.cat([first, second]).mean().item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("backbone", ["shared", "model"])
+def test_every_pass_deals_each_completion_once_with_its_own_advantages_returns_and_log_probs(
+    tmp_path, monkeypatch, backbone
+):
+    trainer = make_trainer("ppo", tmp_path, passes=3, max_steps=6, **critic_of(backbone, tmp_path))
+    completions = [[20 + row, *COMPLETIONS[row % 4][1:]] for row in range(8)]  # told apart by their first token
+    script(trainer, monkeypatch, completions)
+    compute, first, passes = trainer._compute_loss, {}, []
+
+    def spy(model, inputs):
+        if trainer._step % 2 == 0:
+            passes.append([])
+        for row, ids in enumerate(inputs["completion_ids"][:, 0].tolist()):
+            passes[-1].append(ids)
+            mine = {name: x[row] for name, x in inputs.items() if x.ndim}
+            for name, value in first.setdefault(ids, mine).items():
+                assert torch.equal(mine[name], value), name
+        return compute(model, inputs)
+
+    trainer._compute_loss = spy
+    trainer.train()
+    assert {"advantages", "returns", "old_values", "old_per_token_logps", "kl"} <= set(first[20])
+    assert [sorted(order) for order in passes] == [list(range(20, 28))] * 3
+    assert passes[0] != passes[1] != passes[2] != passes[0]
 
 
 # --- Systems
