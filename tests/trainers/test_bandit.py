@@ -1,8 +1,8 @@
 """A task of language models with a known optimum: two prompts, and a reward read off the first token of a completion.
 
-Each prompt has a class of tokens (a tenth of the vocabulary) of its own that pays its optimum, every other token pays a
-fifth of what its neighbour class does at most. What a policy is worth, and what the critic ought to say of a prompt, is
-then a sum over the vocabulary and no estimate.
+Each prompt has a tenth of the vocabulary that pays its optimum. After the first prompt the other tokens pay up to a
+third of it, after the second nothing. What a policy is worth, and what the critic ought to say of a prompt, is then a
+sum over the vocabulary and no estimate. Three tokens are sampled, so that the score comes two tokens too late.
 """
 
 import pytest
@@ -30,8 +30,8 @@ WAYS = {
 def payments(prompt):
     """[vocabulary]: the reward of each first token. Class 3 is best after one prompt, class 7 after the other."""
     classes = torch.arange(len(TOKENIZER)) % 10
-    best = 3 if prompt == PROMPTS[0] else 7
-    return OPTIMUM[prompt] * torch.where(classes == best, 1.0, 0.02 * classes)
+    best, others = (3, 0.04 * classes) if prompt == PROMPTS[0] else (7, torch.zeros(()))
+    return OPTIMUM[prompt] * torch.where(classes == best, 1.0, others)
 
 
 TABLE = {prompt: payments(prompt) for prompt in PROMPTS}
@@ -44,7 +44,7 @@ def pay_for_first_token(prompts, completions, completion_ids, **kwargs):
 def make_trainer(folder, **settings):
     defaults = {
         "per_device_train_batch_size": 16, "num_mini_batches": 4, "num_ppo_epochs": 2, "max_completion_length": 3,
-        "max_steps": 240, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "kl_coef": 0.0, "vf_coef": 0.5,
+        "max_steps": 240, "learning_rate": 3e-3, "lr_scheduler_type": "linear", "kl_coef": 0.0, "vf_coef": 0.5,
         "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 40,
         "gradient_checkpointing": False, "seed": 11,
     }  # fmt: skip
@@ -76,7 +76,7 @@ def values(trainer):
     for prompt in PROMPTS:
         ids = TOKENIZER(prompt + " ok", return_tensors="pt")  # the outputs are those before each token but the first
         position = len(TOKENIZER(prompt)["input_ids"]) - 1
-        outputs = trainer.model(**ids, fused_lm_head=True).critic_outputs
+        outputs = trainer.model(**ids, labels=ids["input_ids"], fused_lm_head=True).critic_outputs
         found[prompt] = trainer.critic.decode(outputs)[0, position].item()
     return found
 
@@ -87,25 +87,23 @@ def share_of_optimum(trainer):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ppo_reaches_95_percent_of_the_optimum_from_a_sixth_and_the_critic_knows_it(tmp_path, way):
+def test_ppo_reaches_95_percent_of_the_optimum_from_a_fifth_and_the_critic_knows_it(tmp_path, way):
     trainer = make_trainer(tmp_path, **WAYS[way])
-    assert share_of_optimum(trainer) < 0.25
+    assert share_of_optimum(trainer) < 0.21
     trainer.train()
-    print("RETURN", way, share_of_optimum(trainer), worth(trainer), values(trainer) if trainer.critic else None)
     assert share_of_optimum(trainer) >= 0.95
     if trainer.critic is not None:
         for prompt, value in values(trainer).items():
-            assert value == pytest.approx(worth(trainer)[prompt], abs=0.05)
+            assert value == pytest.approx(worth(trainer)[prompt], abs=0.1)
 
 
 @pytest.mark.parametrize("way", ["mse", "hl_gauss", "two_hot"])
 def test_a_critic_that_warms_up_comes_to_the_mean_reward_of_a_policy_that_stands_still(tmp_path, way):
     """Far from the optimum, and of two prompts that are worth unlike amounts: no constant would do."""
-    trainer = make_trainer(tmp_path, value_warmup_steps=160, max_steps=160, **WAYS[way])
+    trainer = make_trainer(tmp_path, value_warmup_steps=240, learning_rate=1e-2, lam=1.0, **WAYS[way])
     before = worth(trainer)
     trainer.train()
-    print("VALUE", way, worth(trainer), values(trainer))
     assert worth(trainer) == before
-    assert before[PROMPTS[0]] - before[PROMPTS[1]] > 0.06
+    assert before[PROMPTS[0]] - before[PROMPTS[1]] > 0.2
     for prompt, value in values(trainer).items():
-        assert value == pytest.approx(before[prompt], abs=0.03)
+        assert value == pytest.approx(before[prompt], abs=0.08)
