@@ -56,6 +56,7 @@ def describe_run(config: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     """Model, data and rewards of the run, one line each."""
     arguments = config.get("arguments") or {}
     rows = [
+        ("algorithm", _algorithm(arguments)),
         ("policy", arguments.get("model_name_or_path")),
         ("dataset", arguments.get("dataset_name")),
         ("reward model (optimised)", arguments.get("reward_model_name_or_path")),
@@ -68,6 +69,14 @@ def describe_run(config: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     ]
     shown = [(escape_cell(name), inline_code(format_parameter(value))) for name, value in rows if value is not None]
     return markdown_table(("setting", "value"), shown)
+
+
+def _algorithm(arguments: dict[str, Any]) -> str | None:
+    name = arguments.get("algorithm")
+    if name != "ppo":
+        return name
+    critic = arguments.get("critic")
+    return f"ppo, {critic} critic" if critic else f"ppo, {arguments.get('advantage_estimator')} without a critic"
 
 
 def result_section(evaluation: dict[str, Any]) -> str:
