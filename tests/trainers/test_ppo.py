@@ -382,7 +382,7 @@ def test_conversational_prompts_go_through_the_chat_template_and_rewards_see_mes
         return [float(len(c[0]["content"])) for c in completions]
 
     chat = Dataset.from_dict({"prompt": [[{"role": "user", "content": s}] for s in SENTENCES * 4]})
-    monkeypatch.setattr("tests.trainers.makers.prompt_dataset", lambda: chat)
+    monkeypatch.setattr("tests.trainers.makers.prompt_dataset", lambda repeats=4: chat)
     trainer = make_trainer(algorithm, tmp_path, score, tokenizer=tokenizer, probe_rewards=False)
     trainer.train()
     prompt, completion = seen[0]
