@@ -11,7 +11,7 @@ from scope_rlhf.trainers import ScopePPOConfig, ScopePPOTrainer
 from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
 
 UPDATES = 20
-NO_CRITIC = {"advantage_estimator": "rloo", "num_generations": 2}
+NO_CRITIC = {"advantage_estimator": "rloo", "num_generations": 2, "vf_coef": 0.1}  # its default: there is no critic
 # Plain gradient descent: what multiplies the loss multiplies the step.
 RATE = 0.1
 SGD = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": RATE}
