@@ -60,6 +60,7 @@ EMBEDDED_PPO_DEFAULTS: dict[str, Any] = {
     "kl_coef": 0.01,
     "gamma": 1.0,
     "lam": 0.95,
+    "initial_value": 0.5,
     "value_warmup_steps": 8,
     "critic_learning_rate": 6e-3,
     "save_steps": 30,
@@ -67,7 +68,7 @@ EMBEDDED_PPO_DEFAULTS: dict[str, Any] = {
 # What differs between the critics of the embedded run: coefficients found on seeds 7 and 8 by --eval_seed 99. Returns
 # are P(positive) minus the KL penalty of the tokens to come.
 EMBEDDED_CRITICS: dict[str, dict[str, Any]] = {
-    "mse": {"vf_coef": 10.0, "initial_value": 0.5},
+    "mse": {"vf_coef": 10.0},
     "hl_gauss": {"vf_coef": 0.5, "critic_kwargs": {"v_min": -0.2, "v_max": 1.05, "bins": 16, "padding_bins": 3}},
     "two_hot": {"vf_coef": 0.5, "critic_kwargs": {"v_min": -0.2, "v_max": 1.05, "bins": 16}},
 }

@@ -23,8 +23,10 @@ class AdapterValueHead(ValueHead):
 
     kind = "adapter"
 
-    def __init__(self, base: nn.Module, hidden_size: int, output_size: int, initial_value: float = 0.0):
-        super().__init__(hidden_size, output_size, initial_value)
+    def __init__(
+        self, base: nn.Module, hidden_size: int, critic: CriticLossFunction, initial_value: float | None = None
+    ):
+        super().__init__(hidden_size, critic, initial_value)
         # In lists, so that they are no submodules of the head.
         self._layers = [m for m in base.modules() if isinstance(m, BaseTunerLayer)]
         self._adapter = [w for name, w in base.named_parameters() if f".{ADAPTER_NAME}." in name]
@@ -59,8 +61,10 @@ class ModelValueHead(ValueHead):
 
     kind = "model"
 
-    def __init__(self, backbone: nn.Module, hidden_size: int, output_size: int, initial_value: float = 0.0):
-        super().__init__(hidden_size, output_size, initial_value)
+    def __init__(
+        self, backbone: nn.Module, hidden_size: int, critic: CriticLossFunction, initial_value: float | None = None
+    ):
+        super().__init__(hidden_size, critic, initial_value)
         self.backbone = backbone
 
     def states(self, base: nn.Module, policy_states: Tensor, **inputs: Any) -> Tensor:
@@ -68,7 +72,7 @@ class ModelValueHead(ValueHead):
 
 
 def make_value_head(
-    model: Any, critic: CriticLossFunction, backbone: str, name: str | None = None, initial_value: float = 0.0
+    model: Any, critic: CriticLossFunction, backbone: str, name: str | None = None, initial_value: float | None = None
 ) -> ValueHead:
     """Add the critic's head to `model`: on the policy's backbone ("shared"), on an "adapter" or on the "model" `name`.
 
@@ -82,7 +86,7 @@ def make_value_head(
     return add_value_head(model, critic, initial_value, head)
 
 
-def adapter_value_head(model: Any, critic: CriticLossFunction, initial_value: float = 0.0) -> AdapterValueHead:
+def adapter_value_head(model: Any, critic: CriticLossFunction, initial_value: float | None = None) -> AdapterValueHead:
     """A new adapter `critic` in the PEFT model, shaped like its active one, and the head to add with add_value_head.
 
     ValueError for a model without PEFT.
@@ -93,11 +97,11 @@ def adapter_value_head(model: Any, critic: CriticLossFunction, initial_value: fl
     model.add_adapter(ADAPTER_NAME, copy.deepcopy(model.peft_config[active]))
     model.set_adapter(active)
     base: Any = model.get_base_model()
-    return AdapterValueHead(base, base.config.get_text_config().hidden_size, critic.output_size, initial_value)
+    return AdapterValueHead(base, base.config.get_text_config().hidden_size, critic, initial_value)
 
 
 def model_value_head(
-    name: str, policy: Any, critic: CriticLossFunction, initial_value: float = 0.0, setting: str = ""
+    name: str, policy: Any, critic: CriticLossFunction, initial_value: float | None = None, setting: str = ""
 ) -> ModelValueHead:
     """A critic on a copy of the reward model (or any causal model) of that name or path.
 
@@ -127,7 +131,7 @@ def model_value_head(
             f"{name} looks ahead: its states before a token depend on later tokens, so it cannot give the value of a "
             f"state. Set {setting} to a causal model."
         )
-    head = ModelValueHead(backbone, first.shape[-1], critic.output_size, initial_value)
+    head = ModelValueHead(backbone, first.shape[-1], critic, initial_value)
     score = getattr(whole, "score", None)
     trained = not any("score" in key for key in info["missing_keys"])
     if isinstance(score, nn.Linear) and trained and score.weight.shape == head.weight.shape:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
-from scope_rlhf.objectives import CriticLossFunction, check_saved_critic, describe_critic
+from scope_rlhf.objectives import CategoricalCritic, CriticLossFunction, check_saved_critic, describe_critic
 
 CRITIC_WEIGHTS, CRITIC_RECORD = "critic.safetensors", "critic.json"
 # What in the policy's state dict belongs to the critic: the head, and the LoRA adapter of a critic on its own.
@@ -36,7 +36,8 @@ class PolicyValueOutput(FusedCausalLMOutput):
 class ValueHead(nn.Module):
     """One linear layer on the last hidden state, [*D, hidden] -> [*D, output_size], in float32 at least.
 
-    All zeros at the start: a categorical critic then begins at mid-support, a scalar one at `initial_value`.
+    Weights are zero at the start, so that a new critic says `initial_value` everywhere: a scalar one by its bias, a
+    categorical one by the least informative distribution over its support with that mean (None: its middle).
     This one reads the policy's own hidden states; models.critic_backbones has heads with a backbone of their own.
 
     active: False leaves values out (None), for passes that do not need them. detached: True keeps the critic's gradient
@@ -45,16 +46,10 @@ class ValueHead(nn.Module):
 
     kind = "shared"
 
-    def __init__(self, hidden_size: int, output_size: int, initial_value: float = 0.0):
+    def __init__(self, hidden_size: int, critic: CriticLossFunction, initial_value: float | None = None):
         super().__init__()
-        if not math.isfinite(initial_value):
-            raise ValueError(f"initial_value must be finite, got {initial_value!r}")
-        if initial_value and output_size != 1:
-            raise ValueError(
-                f"initial_value={initial_value!r} is for a scalar critic; this one has {output_size} outputs"
-            )
-        self.weight = nn.Parameter(torch.zeros(output_size, hidden_size))
-        self.bias = nn.Parameter(torch.full((output_size,), float(initial_value)))
+        self.weight = nn.Parameter(torch.zeros(critic.output_size, hidden_size))
+        self.bias = nn.Parameter(initial_bias(critic, initial_value))
         self.active, self.detached = True, False
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -67,8 +62,36 @@ class ValueHead(nn.Module):
         return policy_states.detach() if self.detached else policy_states
 
 
+def initial_bias(critic: CriticLossFunction, value: float | None) -> Tensor:
+    """The bias [output_size] at which a head without weights decodes to `value`; zeros for None.
+
+    For a categorical critic the bias is t z_i, z_i its centres: of all distributions with that mean the one of largest
+    entropy. ValueError for a value that is not finite or not inside the support.
+    """
+    bias = torch.zeros(critic.output_size)
+    if value is None:
+        return bias
+    if not math.isfinite(value):
+        raise ValueError(f"initial_value must be finite, got {value!r}")
+    if not isinstance(critic, CategoricalCritic):
+        return bias + value
+    if not critic.v_min < value < critic.v_max:
+        raise ValueError(
+            f"initial_value={value!r} must lie inside the critic's support ({critic.v_min:g}, {critic.v_max:g}); set "
+            "--initial_value or --critic_kwargs"
+        )
+    centres = critic.centres(dtype=torch.float64)
+    steepest = 500.0 / (critic.v_max - critic.v_min)
+    low, high = -steepest, steepest
+    for _ in range(80):  # the mean rises with the tilt
+        tilt = (low + high) / 2
+        low, high = (tilt, high) if critic.decode(tilt * centres) < value else (low, tilt)
+    tilted = (low + high) / 2 * centres
+    return (tilted - tilted.mean()).float()
+
+
 def add_value_head(
-    model: Any, critic: CriticLossFunction, initial_value: float = 0.0, head: ValueHead | None = None
+    model: Any, critic: CriticLossFunction, initial_value: float | None = None, head: ValueHead | None = None
 ) -> ValueHead:
     """Give `model` (a causal LM with TRL's fused LM head, with or without PEFT around it) a trainable value head.
 
@@ -84,7 +107,7 @@ def add_value_head(
     if not isinstance(fused, types.MethodType):
         raise ValueError("the model has no fused LM head yet; call trl.trainer.utils.add_fused_lm_head first")
     if head is None:
-        head = ValueHead(base.config.get_text_config().hidden_size, critic.output_size, initial_value)
+        head = ValueHead(base.config.get_text_config().hidden_size, critic, initial_value)
     embeddings = base.get_output_embeddings().weight
     # float64 backbones (tests of identities) keep their precision; all others have the head in float32.
     dtype = torch.promote_types(embeddings.dtype, torch.float32)

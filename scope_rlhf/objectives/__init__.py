@@ -11,6 +11,7 @@ from scope_rlhf.objectives.catalogue import (
 from scope_rlhf.objectives.contract import CheckResult, check_objective, require_trainable
 from scope_rlhf.objectives.critics import (
     CRITICS,
+    CategoricalCritic,
     CriticLoss,
     CriticLossFunction,
     check_saved_critic,
@@ -27,6 +28,7 @@ __all__ = [
     "CRITICS",
     "OBJECTIVES",
     "PPO",
+    "CategoricalCritic",
     "CheckResult",
     "ClippedObjective",
     "CriticLoss",

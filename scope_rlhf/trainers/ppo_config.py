@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from scope_rlhf.models.value_head import initial_bias
 from scope_rlhf.objectives import CriticLossFunction, make_critic_loss, make_trainer_objective
 from scope_rlhf.rl import AdaptiveKLController, FixedKLController
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
@@ -44,7 +45,9 @@ class ScopePPOConfig(ScopeGRPOConfig):
     critic_path: str | None = _option(
         None, "Folder of a saved critic, or a checkpoint of TRL <= 1.12 with v_head.*, to start from."
     )
-    initial_value: float = _option(0.0, "What a new scalar critic says at the start.")
+    initial_value: float | None = _option(
+        None, "What a new critic says at the start; default 0, or the middle of a support."
+    )
     vf_coef: float = _option(0.1, "Coefficient of the critic's loss.")
     critic_learning_rate: float | None = _option(None, "Rate of the critic's own weights; default: learning_rate.")
     cliprange: float | None = _option(None, "Clip of the probability ratio; default: the objective's (.2).")
@@ -92,7 +95,9 @@ class ScopePPOConfig(ScopeGRPOConfig):
         rows = check_groups(self)
         if self.total_episodes is not None:
             self.max_steps = max(self.total_episodes // rows, 1) * self.num_ppo_epochs * self.num_mini_batches
-        self.make_critic()
+        critic = self.make_critic()
+        if critic is not None:
+            initial_bias(critic, self.initial_value)
         self.make_kl_controller()
 
     def _fill_in(self) -> None:
@@ -146,6 +151,4 @@ class ScopePPOConfig(ScopeGRPOConfig):
                 f"cliprange_value={self.cliprange_value} given, but critic {self.critic!r} is trained by cross-entropy,"
                 " where clipping a value has no meaning; leave --cliprange_value out."
             )
-        if self.critic != "mse" and self.initial_value:
-            raise ValueError(f"initial_value is for critic mse; {self.critic} starts at the middle of its support.")
         return make_critic_loss(self.critic, **kwargs)

@@ -10,6 +10,7 @@ from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.models.value_head import (
     ValueHead,
     add_value_head,
+    initial_bias,
     load_critic,
     load_trl_value_head,
     save_critic,
@@ -95,10 +96,25 @@ def test_a_new_head_starts_at_mid_support_or_at_the_given_value():
     model, _ = with_head(critic=HL, fill=False)
     values = HL.decode(model(**batch(), fused_lm_head=True).critic_outputs)
     torch.testing.assert_close(values, torch.full_like(values, 0.5))
-    head = ValueHead(4, 1, initial_value=2.5)
-    assert head(torch.randn(3, 4)).squeeze(-1).tolist() == [2.5] * 3
-    with pytest.raises(ValueError, match="for a scalar critic"):
-        ValueHead(4, 7, initial_value=0.5)
+    assert ValueHead(4, MSE, initial_value=2.5)(torch.randn(3, 4)).squeeze(-1).tolist() == [2.5] * 3
+
+
+@pytest.mark.parametrize("name", ["hl_gauss", "two_hot"])
+@pytest.mark.parametrize("value", [-0.9, 0.0, 0.3, 1.9])
+def test_a_categorical_critic_begins_at_the_given_value_with_the_distribution_of_largest_entropy(name, value):
+    critic = make_critic_loss(name, v_min=-1.0, v_max=2.0, bins=15, padding_bins=2)
+    bias = initial_bias(critic, value)
+    assert critic.decode(bias).item() == pytest.approx(value, abs=1e-5)
+    # Any change of the distribution that keeps sum and mean lowers its entropy: log p is linear in the centres.
+    slopes = bias.log_softmax(-1).diff() / critic.centres().diff()
+    assert slopes.max() - slopes.min() < 1e-3 * max(1.0, slopes.abs().max().item())
+
+
+def test_an_initial_value_outside_the_support_or_not_finite_is_refused():
+    with pytest.raises(ValueError, match=r"must lie inside the critic's support \(0, 1\)"):
+        ValueHead(4, HL, initial_value=1.5)
+    with pytest.raises(ValueError, match="must be finite"):
+        ValueHead(4, MSE, initial_value=float("nan"))
 
 
 def test_a_bfloat16_backbone_keeps_its_values_in_float32():
@@ -130,10 +146,10 @@ def test_a_critic_of_another_support_kind_width_or_backbone_is_refused(tmp_path)
         load_critic(tmp_path, model, MSE)
     with pytest.raises(ValueError, match="holds no critic"):
         load_critic(tmp_path / "nowhere", model, HL)
-    save_critic(tmp_path / "narrow", ValueHead(16, 7).state_dict(), HL)
+    save_critic(tmp_path / "narrow", ValueHead(16, HL).state_dict(), HL)
     with pytest.raises(ValueError, match="width 16, this one has width 32"):
         load_critic(tmp_path / "narrow", model, HL)
-    save_critic(tmp_path / "own", {**ValueHead(32, 7).state_dict(), "backbone.x": torch.zeros(1)}, HL)
+    save_critic(tmp_path / "own", {**ValueHead(32, HL).state_dict(), "backbone.x": torch.zeros(1)}, HL)
     with pytest.raises(ValueError, match="backbone 'model', this one 'shared'"):
         load_critic(tmp_path / "own", model, HL)
     (tmp_path / "critic.safetensors").write_bytes(b"cut off")
@@ -151,21 +167,21 @@ def test_a_value_head_of_trl_1_12_loads(tmp_path, kind):
         assert "v_head.summary.weight" in load_file(tmp_path / "model.safetensors")
     else:
         torch.save({**policy, **weights}, tmp_path / "pytorch_model.bin")
-    head = ValueHead(32, 1)
+    head = ValueHead(32, MSE)
     load_trl_value_head(tmp_path, head)
     hidden = torch.randn(3, 32)
     expected = hidden @ weights["v_head.summary.weight"].T + weights["v_head.summary.bias"]
     torch.testing.assert_close(head(hidden), expected)
     with pytest.raises(ValueError, match=r"has shape \(1, 32\), expected \(7, 32\)"):
-        load_trl_value_head(tmp_path, ValueHead(32, 7))
+        load_trl_value_head(tmp_path, ValueHead(32, HL))
 
 
 def test_a_checkpoint_without_a_value_head_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither model.safetensors nor"):
-        load_trl_value_head(tmp_path, ValueHead(32, 1))
+        load_trl_value_head(tmp_path, ValueHead(32, MSE))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="holds no value head of TRL"):
-        load_trl_value_head(tmp_path, ValueHead(32, 1))
+        load_trl_value_head(tmp_path, ValueHead(32, MSE))
 
 
 def test_a_second_head_and_a_model_without_a_fused_head_are_refused():

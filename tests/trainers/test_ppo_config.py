@@ -101,7 +101,7 @@ REFUSED = [
     ({"critic_kwargs": "{v_min: 0}"}, "critic_kwargs must be a JSON object"),
     ({"critic_kwargs": [1]}, "critic_kwargs must be a JSON object or a dict"),
     ({**HL, "cliprange_value": 0.2}, "where clipping a value has no meaning"),
-    ({**HL, "initial_value": 0.5}, "starts at the middle of its support"),
+    ({**HL, "initial_value": 1.5}, "inside the critic's support"),
     ({"critic_backbone": "other"}, "critic_backbone must be one of shared, adapter, model"),
     ({"critic_backbone": "model"}, "critic_model_name_or_path NAME"),
     ({"critic_model_name_or_path": "x"}, "needs both"),
