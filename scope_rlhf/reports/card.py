@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from scope_rlhf.reports.labels import command_text, commit_text, format_parameter, objective_label
+from scope_rlhf.reports.labels import algorithm_name, command_text, commit_text, format_parameter, objective_label
 from scope_rlhf.reports.markdown import code_block, escape_cell, inline_code, markdown_table
 from scope_rlhf.reports.run_report import honest_notes, objective_section, result_section, samples_section
 from scope_rlhf.runtime import RunFolder, write_text
@@ -68,7 +68,7 @@ def write_model_card(
     arguments, objective = config.get("arguments") or {}, config.get("objective") or {}
     adapter = (model_dir / "adapter_config.json").exists()
     name = Path(str(arguments.get("model_name_or_path") or "policy")).name
-    algorithm = str(arguments.get("algorithm") or "grpo")
+    algorithm = algorithm_name(arguments)
     title = title or f"{name} after {algorithm.upper()} with {objective_label(objective, brief=True)}"
     header = card_header(config, evaluation, title, adapter, license)
     base = arguments.get("model_name_or_path")
@@ -149,8 +149,13 @@ def card_header(
     else:
         header |= {"license": "other", "license_name": "license-of-the-base-model"}
     own = bool(objective.get("file"))
-    algorithm = str(arguments.get("algorithm") or "grpo")
-    header["tags"] = ["rlhf", algorithm, "trl", "scope-rlhf", *([] if own else [str(objective.get("name"))])]
+    header["tags"] = [
+        "rlhf",
+        algorithm_name(arguments),
+        "trl",
+        "scope-rlhf",
+        *([] if own else [str(objective.get("name"))]),
+    ]
     results = [
         {
             "type": name,

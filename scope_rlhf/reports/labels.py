@@ -55,6 +55,11 @@ def commit_text(config: dict[str, Any]) -> str:
     return describe_commit(config.get("source"))
 
 
+def algorithm_name(arguments: dict[str, Any]) -> str:
+    """grpo or ppo; runs from before there was a choice were grpo."""
+    return str(arguments.get("algorithm") or "grpo")
+
+
 def format_parameter(value: Any) -> str:
     """A parameter on one line: floats without noise, the rest as in Python."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -48,9 +48,8 @@ class CriticCheckpoints(ScopeGRPOTrainer):
         policy, critic = split_critic(self.model.state_dict() if state_dict is None else state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         super()._save(str(folder), policy)
-        shutil.rmtree(
-            folder / ADAPTER_NAME, ignore_errors=True
-        )  # PEFT saves every adapter; the critic's is in its file
+        # PEFT saves every adapter; the critic's is in its own file.
+        shutil.rmtree(folder / ADAPTER_NAME, ignore_errors=True)
         if critic:
             save_critic(folder, critic, self.critic)
 
@@ -80,8 +79,9 @@ class CriticCheckpoints(ScopeGRPOTrainer):
         self.gate.stopped = state["stopped"]
 
     def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             state = {"kl_controller": self.kl_controller.state_dict(), "moments": self.moments.state_dict()}
-            write_text(folder / PPO_STATE, json.dumps({**state, "stopped": self.gate.stopped}) + "\n")
+            write_text(
+                self._checkpoint_folder(trial) / PPO_STATE, json.dumps({**state, "stopped": self.gate.stopped}) + "\n"
+            )
         super()._save_checkpoint(model, trial)

@@ -268,9 +268,13 @@ class ScopeGRPOTrainer(GRPOTrainer):
             )
             write_text(Path(self.args.output_dir, "README.md"), text)
 
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        """Where the parent is about to save."""
+        return Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+
     def _save_checkpoint(self, model, trial):
         # Before the parent's files, of which trainer_state.json comes last: a checkpoint that has it is whole.
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        folder = self._checkpoint_folder(trial)
         rank, processes, _ = self._place()
         state = {"buffer": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
         state |= {"sums": dict(self._sums["train"]), "counts": self._counts}

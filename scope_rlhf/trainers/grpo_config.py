@@ -170,15 +170,14 @@ class ScopeGRPOConfig(GRPOConfig):
     def make_objective(self):
         """The objective of this configuration; ValueError for an unknown name, parameter, or a clip set twice."""
         return make_trainer_objective(
-            self.objective, self._objective_kwargs(), epsilon=self.epsilon, epsilon_high=self.epsilon_high
+            self.objective, self._dict_of("objective_kwargs"), epsilon=self.epsilon, epsilon_high=self.epsilon_high
         )
 
-    def _objective_kwargs(self) -> dict[str, Any] | None:
-        kwargs = self.objective_kwargs
+    def _dict_of(self, name: str) -> dict[str, Any] | None:
+        """A setting that _read_dicts has read; ValueError for what is no dictionary."""
+        kwargs = getattr(self, name)
         if kwargs is not None and not isinstance(kwargs, dict):
-            raise ValueError(
-                f"objective_kwargs must be a JSON object or a dict, got {kwargs!r}; set --objective_kwargs."
-            )
+            raise ValueError(f"{name} must be a JSON object or a dict, got {kwargs!r}; set --{name}.")
         return kwargs
 
     def unscaled_advantages(self) -> str | None:

@@ -111,12 +111,12 @@ class ScopePPOTrainer(CriticCheckpoints):
             self.value_head.active = active
 
     def _generate_and_score_completions(self, inputs):
+        training = self.model.training
         self._activate()
         rollout = super()._generate_and_score_completions(inputs)
         mask = rollout["completion_mask"] * rollout.get("tool_mask", 1)
         if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
             self._activate()
-            training = self.model.training
             rows = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
             ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
             attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
@@ -134,7 +134,6 @@ class ScopePPOTrainer(CriticCheckpoints):
         scores = (raw * self.reward_weights.to(raw.device)).nansum(dim=1)
         last = rollout["completion_ids"].gather(1, last_counted(mask).clamp(min=0).unsqueeze(1)).squeeze(1)
         ended = torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device)) & mask.any(dim=1)
-        training = self.model.training
         if self.args.use_score_scaling and training:
             self.moments.update(scores[~dropped], self._sum)
         shaped = shape_scores(self.args, scores, ended, self.moments)
@@ -147,7 +146,8 @@ class ScopePPOTrainer(CriticCheckpoints):
             targets, stats = critic_targets(self.args, self.critic, rewards, values, mask, self._sum)
         else:
             group = self.num_generations if training else self.num_generations_eval
-            targets, stats = group_targets(self.args, rewards, mask, group, self.accelerator.gather, share)
+            targets = group_targets(self.args, rewards, mask, group, self.accelerator.gather, share)
+            stats = {}
         if self.args.whiten_advantages:
             targets["advantages"], white = whiten(targets["advantages"], mask, all_reduce=self._sum)
             stats |= {f"policy/{'advantage_' * (k in ('mean', 'std')) + k}": v for k, v in white.items()}

@@ -80,7 +80,6 @@ class ScopePPOConfig(ScopeGRPOConfig):
     stop_token_id: int | None = _option(None, "The same by its id.")
 
     def __post_init__(self):
-        self._read_dicts()
         self._check_numbers()
         check_choices(self)
         self._fill_in()
@@ -114,7 +113,7 @@ class ScopePPOConfig(ScopeGRPOConfig):
         names = ("epsilon", "epsilon_high") if self.cliprange is None else ("cliprange", "epsilon_high")
         low = self.epsilon if self.cliprange is None else self.cliprange
         return make_trainer_objective(
-            self.objective, self._objective_kwargs(), epsilon=low, epsilon_high=self.epsilon_high, names=names
+            self.objective, self._dict_of("objective_kwargs"), epsilon=low, epsilon_high=self.epsilon_high, names=names
         )
 
     def _check_numbers(self) -> None:
@@ -135,9 +134,7 @@ class ScopePPOConfig(ScopeGRPOConfig):
         """The critic's loss; None without a critic. ValueError for what cannot serve PPO."""
         if self.critic is None:
             return None
-        kwargs = self.critic_kwargs or {}
-        if not isinstance(kwargs, dict):
-            raise ValueError(f"critic_kwargs must be a JSON object or a dict, got {kwargs!r}; set --critic_kwargs.")
+        kwargs = self._dict_of("critic_kwargs") or {}
         if self.critic == "c51":
             raise ValueError(
                 "critic 'c51' needs the next state's distribution, which PPO's scalar returns do not give: with them "

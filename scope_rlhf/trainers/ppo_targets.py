@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scope_rlhf.losses import fill_masked
-from scope_rlhf.objectives import CriticLossFunction
+from scope_rlhf.objectives import CategoricalCritic, CriticLossFunction
 from scope_rlhf.rl import (
     RunningMoments,
     explained_variance,
@@ -42,9 +42,8 @@ def critic_targets(
     values = fill_masked(values, mask)
     advantages, returns = gae(rewards, values, mask, args.gamma, args.lam)
     stats = {"value/explained_variance": explained_variance(values, returns, mask, all_reduce=all_reduce)}
-    low, high = getattr(critic, "v_min", None), getattr(critic, "v_max", None)
-    if low is not None and high is not None:
-        outside = (((returns < low) | (returns > high)) & mask).sum()
+    if isinstance(critic, CategoricalCritic):
+        outside = (((returns < critic.v_min) | (returns > critic.v_max)) & mask).sum()
         outside, count = all_reduce(torch.stack([outside, mask.sum()]))
         stats["out_of_range"] = outside / count.clamp(min=1)
     return {"advantages": advantages, "returns": returns, "old_values": values}, stats
@@ -52,7 +51,7 @@ def critic_targets(
 
 def group_targets(
     args: ScopePPOConfig, rewards: Tensor, mask: Tensor, group_size: int, gather: Reduce, share: slice
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+) -> dict[str, Tensor]:
     """Without a critic: advantages [B, T] from the sums of rewards of the completions of each prompt, the same on all
     tokens of a completion.
 
@@ -66,4 +65,4 @@ def group_targets(
         advantages = leave_one_out(sums, group_size)
     else:
         advantages = group_relative(sums, group_size, scale=args.scale_rewards == "group")
-    return {"advantages": fill_masked(advantages[share].unsqueeze(1).expand(mask.shape), mask)}, {}
+    return {"advantages": fill_masked(advantages[share].unsqueeze(1).expand(mask.shape), mask)}
