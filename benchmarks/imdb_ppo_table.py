@@ -33,8 +33,8 @@ COLUMNS = {
     "judge": ".3f", "reward": ".3f", "kl": ".1f", "perplexity": ".1f", "distinct_2": ".3f",
     "explained_variance": ".2f", "minutes": ".1f",
 }  # fmt: skip
-# The explained variance of one rollout is noisy: the mean over the last lines that were logged.
-LAST = 3
+# The explained variance of one rollout is noisy: the mean over the last rollouts.
+LAST = 5
 
 
 def main() -> None:
