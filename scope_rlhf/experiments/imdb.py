@@ -29,7 +29,7 @@ from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
 from scope_rlhf.experiments.resume import check_same_run, choose_output, find_checkpoint
 from scope_rlhf.hub import explain_model_errors, explain_push_errors
 from scope_rlhf.models.embedded import resolve_model_path
-from scope_rlhf.models.loading import PolicyConfig, load_policy
+from scope_rlhf.models.loading import PolicyConfig, is_adapter, load_policy
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
 from scope_rlhf.reports import evaluation_table, find_panels, plot_curves, write_model_card, write_report
@@ -184,7 +184,7 @@ def _quiet_libraries() -> None:
 def _check_lengths(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
     name = policy.model_name_or_path or ""
     path = resolve_model_path(name, "--model_name_or_path")
-    if (Path(path) / "adapter_config.json").exists():
+    if is_adapter(path):
         return  # the base model's config is read with the adapter
     with explain_model_errors(name, "--model_name_or_path"):
         config = AutoConfig.from_pretrained(path, revision=policy.model_revision)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from scope_rlhf.hub import explain_model_errors
@@ -41,6 +41,24 @@ class PolicyConfig(ModelConfig):
                 raise ValueError(f"{setting} needs bitsandbytes, which is not installed: `pip install bitsandbytes`.")
         if self.use_peft and self.lora_r < 1:
             raise ValueError(f"lora_r must be a positive rank, got {self.lora_r}; set --lora_r.")
+
+
+def is_adapter(name_or_path: str) -> bool:
+    """Whether it is the folder of an adapter."""
+    return (Path(name_or_path).expanduser() / "adapter_config.json").exists()
+
+
+def find_model(name: str, setting: str) -> tuple[str, Any]:
+    """(what `from_pretrained` takes for this name, its config; None for an adapter), before any weights are read.
+
+    ValueError, beginning with `setting`, for a name that does not resolve: at once, where `from_pretrained` would first
+    retry for minutes without a network.
+    """
+    path = resolve_model_path(name, setting)
+    if is_adapter(path):
+        return path, None
+    with explain_model_errors(name, setting):
+        return path, AutoConfig.from_pretrained(path)
 
 
 def load_tokenizer(name_or_path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -101,9 +119,9 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
     quantization = get_quantization_config(config)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    adapter = Path(path) / "adapter_config.json"
+    adapter = is_adapter(path)
     with explain_model_errors(config.model_name_or_path, setting):
-        if adapter.exists():
+        if adapter:
             base = resolve_model_path(PeftConfig.from_pretrained(path).base_model_name_or_path or "", setting)
             tokenizer = load_tokenizer(path if (Path(path) / "tokenizer_config.json").exists() else base)
             model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
@@ -118,6 +136,6 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
             f"{vocabulary}: they do not belong together; set {setting}."
         )
     derive_positions(model)
-    if adapter.exists():
+    if adapter:
         return PeftModel.from_pretrained(model, path, is_trainable=True), tokenizer, None
     return model, tokenizer, lora_config(config, model)

@@ -1,7 +1,6 @@
 """Scoring texts with a sequence classifier: a Hub name, a local folder or an embedded model."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from scope_rlhf.hub import explain_model_errors
 from scope_rlhf.models.embedded import resolve_model_path
+from scope_rlhf.models.loading import is_adapter
 
 OUTPUTS = ("probability", "logit")
 # Names of the rewarded class where none is given; lvwerra/distilbert-imdb calls it LABEL_1 or POSITIVE.
@@ -70,7 +70,7 @@ class RewardScorer:
         """
         path = resolve_model_path(name_or_path, setting)
         given = f"{setting}={name_or_path!r}"
-        if (Path(path) / "adapter_config.json").exists():
+        if is_adapter(path):
             raise ValueError(f"{given} is an adapter: merge it into its base model and give the folder of the result.")
         with explain_model_errors(name_or_path, setting, default="embedded/sentiment-reward"):
             tokenizer = AutoTokenizer.from_pretrained(path)

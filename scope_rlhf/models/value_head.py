@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -185,6 +186,19 @@ def save_critic(folder: str | os.PathLike[str], weights: Mapping[str, Tensor], c
     os.replace(partial, path / CRITIC_RECORD)
 
 
+def check_critic_folder(source: str | os.PathLike[str], critic: CriticLossFunction) -> None:
+    """ValueError where the folder or file cannot be loaded as this critic, as far as it shows without a model."""
+    path = Path(source)
+    if (path / CRITIC_RECORD).is_file():
+        if not (path / CRITIC_WEIGHTS).is_file():
+            raise ValueError(f"{path} holds no critic: expected {CRITIC_WEIGHTS} and {CRITIC_RECORD}")
+        check_saved_critic(_read_record(path), critic, str(path))
+    elif not path.exists():
+        raise ValueError(f"critic_path {os.fspath(source)!r} does not exist; set --critic_path.")
+    else:
+        _trl_value_head(path)
+
+
 def load_critic(folder: str | os.PathLike[str], model: Any, critic: CriticLossFunction) -> None:
     """Fill the critic of `model` (which has a value head) from a folder of save_critic.
 
@@ -193,10 +207,10 @@ def load_critic(folder: str | os.PathLike[str], model: Any, critic: CriticLossFu
     path = Path(folder)
     if not (path / CRITIC_RECORD).is_file() or not (path / CRITIC_WEIGHTS).is_file():
         raise ValueError(f"{path} holds no critic: expected {CRITIC_WEIGHTS} and {CRITIC_RECORD}")
+    record = _read_record(path)
     try:
-        record = json.loads((path / CRITIC_RECORD).read_text(encoding="utf-8"))
         saved = load_file(path / CRITIC_WEIGHTS)
-    except (ValueError, SafetensorError) as error:
+    except SafetensorError as error:
         raise ValueError(f"the critic in {path} is damaged ({error}); take another checkpoint") from error
     check_saved_critic(record, critic, str(path))
     # Under PEFT the base model's names are those of the whole without a prefix: split_critic drops it.
@@ -224,10 +238,9 @@ def load_critic(folder: str | os.PathLike[str], model: Any, critic: CriticLossFu
 
 def load_any_critic(source: str | os.PathLike[str], model: Any, critic: CriticLossFunction) -> None:
     """load_critic for a folder with a critic.json, else load_trl_value_head."""
+    check_critic_folder(source, critic)
     if (Path(source) / CRITIC_RECORD).exists():
         load_critic(source, model, critic)
-    elif not Path(source).exists():
-        raise ValueError(f"critic_path {os.fspath(source)!r} does not exist; set --critic_path.")
     else:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         load_trl_value_head(source, base.value_head)
@@ -240,22 +253,7 @@ def load_trl_value_head(source: str | os.PathLike[str], head: ValueHead) -> None
     [1, hidden] and its bias; the policy in the same file is not touched. ValueError where they are not there or do not
     fit.
     """
-    path = Path(source)
-    if path.is_dir():
-        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
-        if not files:
-            raise ValueError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-        path = files[0]
-    names = ("v_head.summary.weight", "v_head.summary.bias")
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
-    else:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        found = {name: saved[name] for name in names if name in saved}
-    if set(found) != set(names):
-        raise ValueError(f"{path} holds no value head of TRL: expected {names[0]} and {names[1]}")
-    weight, bias = found[names[0]], found[names[1]]
+    path, weight, bias = _trl_value_head(Path(source))
     if weight.shape != head.weight.shape:
         raise ValueError(
             f"the value head in {path} has shape {tuple(weight.shape)}, expected {tuple(head.weight.shape)}: it is "
@@ -264,3 +262,36 @@ def load_trl_value_head(source: str | os.PathLike[str], head: ValueHead) -> None
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / CRITIC_RECORD).read_text(encoding="utf-8"))
+        missing = {"name", "parameters", "hidden_size", "backbone"} - set(record)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the critic in {path} is damaged ({error}); take another checkpoint") from error
+    if missing:
+        raise ValueError(f"the critic in {path} is damaged ({CRITIC_RECORD} lacks {sorted(missing)})")
+    return record
+
+
+def _trl_value_head(path: Path) -> tuple[Path, Tensor, Tensor]:
+    """The file, and weight and bias of the value head in it."""
+    if path.is_dir():
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        if not files:
+            raise ValueError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+        path = files[0]
+    names = ("v_head.summary.weight", "v_head.summary.bias")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            found = {name: saved[name] for name in names if name in saved}
+    except (SafetensorError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as weights ({error}); set --critic_path.") from error
+    if set(found) != set(names):
+        raise ValueError(f"{path} holds no value head of TRL: expected {names[0]} and {names[1]}")
+    return path, found[names[0]], found[names[1]]

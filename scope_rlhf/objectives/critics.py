@@ -68,7 +68,7 @@ class CriticLossFunction:
         """
         raise NotImplementedError
 
-    def _check(self, outputs: Tensor, returns: Tensor | None, target: Tensor | None) -> None:
+    def _check(self, outputs: Tensor, returns: Tensor | None, target: Tensor | None, old_values: Tensor | None) -> None:
         name = type(self).__name__
         if (returns is None) == (target is None):
             raise ValueError(f"{name}: give returns or target, one of the two")
@@ -79,6 +79,13 @@ class CriticLossFunction:
         if returns is not None and returns.shape != outputs.shape[:-1]:
             raise ValueError(
                 f"{name}: returns have shape {tuple(returns.shape)}, expected {tuple(outputs.shape[:-1])} as the values"
+            )
+        wanted = outputs.shape[:-1] if self.output_size == 1 else outputs.shape
+        if target is not None and target.shape != wanted:
+            raise ValueError(f"{name}: target has shape {tuple(target.shape)}, expected {tuple(wanted)}")
+        if old_values is not None and old_values.shape != outputs.shape[:-1]:
+            raise ValueError(
+                f"{name}: old_values have shape {tuple(old_values.shape)}, expected {tuple(outputs.shape[:-1])}"
             )
 
 
@@ -108,7 +115,7 @@ class MSECritic(CriticLossFunction):
         return returns.detach().to(torch.promote_types(returns.dtype, torch.float32))
 
     def __call__(self, outputs, returns=None, *, target=None, old_values=None) -> CriticLoss:
-        self._check(outputs, returns, target)
+        self._check(outputs, returns, target, old_values)
         wanted = self.target(returns) if target is None else target.detach()
         values = self.decode(outputs)
         squared = (values - wanted).square()
@@ -174,13 +181,8 @@ class CategoricalCritic(CriticLossFunction):
         return expected_value(outputs, self.centres(outputs.device, dtype))
 
     def __call__(self, outputs, returns=None, *, target=None, old_values=None) -> CriticLoss:
-        self._check(outputs, returns, target)
-        if target is None:
-            target = self.target(returns)
-        elif target.shape != outputs.shape:
-            raise ValueError(
-                f"{type(self).__name__}: target has shape {tuple(target.shape)}, expected {tuple(outputs.shape)}"
-            )
+        self._check(outputs, returns, target, old_values)
+        target = self.target(returns) if target is None else target
         loss = categorical_cross_entropy(outputs, target)
         with torch.no_grad():
             values = self.decode(outputs)

@@ -15,8 +15,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from scope_rlhf.losses import fill_masked, reduce_loss
-from scope_rlhf.models.embedded import resolve_model_path
+from scope_rlhf.models.loading import find_model
 from scope_rlhf.models.positions import derive_positions
+from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.models.sampling import record_sampling
 from scope_rlhf.objectives import PolicyInputs, describe_objective
 from scope_rlhf.runtime import write_text
@@ -71,6 +72,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 "to advantages of unit spread.",
                 stacklevel=2,
             )
+        if isinstance(model, str):
+            model = find_model(model, "model")[0]
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         functions = [_checked_reward(f, args.nan_reward) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
@@ -303,7 +306,12 @@ def _checked_reward(function: Any, nan_reward: str) -> Any:
     if isinstance(function, nn.Module):
         return function.eval()  # dropout would score one text twice differently
     if isinstance(function, str):
-        return resolve_model_path(function, "reward_funcs")
+        path, config = find_model(function, "reward_funcs")
+        if getattr(config, "num_labels", 1) == 1:
+            return path
+        # A classifier of several classes: the parent would give it a new, untrained output.
+        scorer = RewardScorer.from_pretrained(function, setting="reward_funcs")
+        function = scorer.as_reward_function(function.rstrip("/").rpartition("/")[2])
     if not callable(function):
         raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
     return guard_reward(function, nan_reward)

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
@@ -16,7 +17,7 @@ from scope_rlhf.objectives import CriticLoss
 from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
 from scope_rlhf.trainers.critic_checkpoints import CriticCheckpoints
 from scope_rlhf.trainers.minibatches import reference_tokens, reshuffle
-from scope_rlhf.trainers.ppo_checks import check_columns, find_stop_token
+from scope_rlhf.trainers.ppo_checks import check_adapter, check_columns, find_stop_token
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 from scope_rlhf.trainers.ppo_targets import critic_targets, group_targets, shape_scores
 from scope_rlhf.trainers.update_gate import UpdateGate
@@ -52,6 +53,7 @@ class ScopePPOTrainer(CriticCheckpoints):
             )
         self.critic, self.kl_controller, self.moments = args.make_critic(), args.make_kl_controller(), RunningMoments()
         check_columns(args, kwargs.get("train_dataset"))
+        check_adapter(args, isinstance(model, PeftModel | str) or kwargs.get("peft_config") is not None)
         args.beta = 0.0 if ref_model is not None else args.kl_coef
         super().__init__(model, reward_funcs, args, **kwargs)
         if ref_model is not None:

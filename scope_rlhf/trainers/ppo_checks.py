@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+from scope_rlhf.models.value_head import check_critic_folder, initial_bias
+from scope_rlhf.objectives import CriticLossFunction, make_critic_loss
+
 ESTIMATORS, BACKBONES = ("gae", "rloo", "group"), ("shared", "adapter", "model")
 # What has a meaning with advantage_estimator="gae" only.
 CRITIC_ONLY = (
@@ -89,9 +92,53 @@ def check_batches(config: Any) -> None:
         )
 
 
+def critic_loss(name: str, kwargs: dict[str, Any], cliprange_value: float | None) -> CriticLossFunction:
+    """make_critic_loss for PPO: mse clips by cliprange_value (.2). ValueError for what cannot serve PPO."""
+    if name == "c51":
+        raise ValueError(
+            "critic 'c51' needs the next state's distribution, which PPO's scalar returns do not give: with them "
+            "it is two_hot; set --critic two_hot."
+        )
+    if name == "mse":
+        if cliprange_value is not None and kwargs.get("cliprange_value", cliprange_value) != cliprange_value:
+            raise ValueError(
+                f"cliprange_value={cliprange_value} and cliprange_value={kwargs['cliprange_value']} in critic_kwargs "
+                "are one clip; set one of --cliprange_value and --critic_kwargs."
+            )
+        kwargs = {"cliprange_value": 0.2 if cliprange_value is None else cliprange_value, **kwargs}
+    elif cliprange_value is not None:
+        raise ValueError(
+            f"cliprange_value={cliprange_value} given, but critic {name!r} is trained by cross-entropy,"
+            " where clipping a value has no meaning; leave --cliprange_value out."
+        )
+    try:
+        return make_critic_loss(name, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"{error}; set --critic and --critic_kwargs.") from error
+
+
+def check_critic(config: Any, critic: CriticLossFunction | None) -> None:
+    """Initial value and saved weights go with the critic."""
+    if critic is not None:
+        initial_bias(critic, config.initial_value)
+        if config.critic_path is not None:
+            check_critic_folder(config.critic_path, critic)
+
+
+def check_adapter(config: Any, lora: bool) -> None:
+    """An adapter for the critic needs LoRA for the policy."""
+    if config.critic_backbone == "adapter" and not lora:
+        raise ValueError("critic_backbone='adapter' needs a LoRA policy (--use_peft); use shared or model without it.")
+
+
 def check_groups(config: Any) -> int:
     """The completions of a rollout over all processes, after ValueError where num_generations does not divide them."""
     rows, size = config.generation_batch_size, config.num_generations
+    if config.total_episodes is not None and config.total_episodes < rows:
+        raise ValueError(
+            f"total_episodes={config.total_episodes} is less than the {rows} completions of one rollout; set "
+            f"--total_episodes to {rows} or more, or make the rollout smaller (--num_mini_batches)."
+        )
     if rows % size:
         near = sorted((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - size))[:2]
         raise ValueError(
@@ -151,8 +198,11 @@ def check_numbers(config: Any) -> None:
         0,
     )
     _check(config, ("gamma", "lam"), 0, 1)
+    _check(config, ("cliprange", "cliprange_value"), 0)
     _check(config, ("initial_value", "missing_eos_score"), -math.inf)
-    for name in ("kl_target", "score_clip", "target_kl"):
+    if config.cliprange is not None and not 0 < config.cliprange < 1:
+        raise ValueError(f"cliprange={config.cliprange!r} must lie in (0, 1); set --cliprange.")
+    for name in ("kl_target", "score_clip", "target_kl", "cliprange_value"):
         if getattr(config, name) == 0:
             raise ValueError(f"{name} must be positive, got 0; leave --{name} out to turn it off.")
 

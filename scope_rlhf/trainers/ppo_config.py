@@ -3,11 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from scope_rlhf.models.value_head import initial_bias
-from scope_rlhf.objectives import CriticLossFunction, make_critic_loss, make_trainer_objective
+from scope_rlhf.objectives import CriticLossFunction, make_trainer_objective
 from scope_rlhf.rl import AdaptiveKLController, FixedKLController
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
-from scope_rlhf.trainers.ppo_checks import check_batches, check_choices, check_groups, check_numbers
+from scope_rlhf.trainers.ppo_checks import (
+    check_batches,
+    check_choices,
+    check_critic,
+    check_groups,
+    check_numbers,
+    critic_loss,
+)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -93,10 +99,8 @@ class ScopePPOConfig(ScopeGRPOConfig):
         self.num_generations = generations
         rows = check_groups(self)
         if self.total_episodes is not None:
-            self.max_steps = max(self.total_episodes // rows, 1) * self.num_ppo_epochs * self.num_mini_batches
-        critic = self.make_critic()
-        if critic is not None:
-            initial_bias(critic, self.initial_value)
+            self.max_steps = self.total_episodes // rows * self.num_ppo_epochs * self.num_mini_batches
+        check_critic(self, self.make_critic())
         self.make_kl_controller()
 
     def _fill_in(self) -> None:
@@ -134,18 +138,4 @@ class ScopePPOConfig(ScopeGRPOConfig):
         """The critic's loss; None without a critic. ValueError for what cannot serve PPO."""
         if self.critic is None:
             return None
-        kwargs = self._dict_of("critic_kwargs") or {}
-        if self.critic == "c51":
-            raise ValueError(
-                "critic 'c51' needs the next state's distribution, which PPO's scalar returns do not give: with them "
-                "it is two_hot; set --critic two_hot."
-            )
-        if self.critic == "mse":
-            clip = 0.2 if self.cliprange_value is None else self.cliprange_value
-            kwargs = {"cliprange_value": clip, **kwargs}
-        elif self.cliprange_value is not None:
-            raise ValueError(
-                f"cliprange_value={self.cliprange_value} given, but critic {self.critic!r} is trained by cross-entropy,"
-                " where clipping a value has no meaning; leave --cliprange_value out."
-            )
-        return make_critic_loss(self.critic, **kwargs)
+        return critic_loss(self.critic, self._dict_of("critic_kwargs") or {}, self.cliprange_value)

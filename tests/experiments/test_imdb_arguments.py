@@ -203,6 +203,13 @@ def test_what_does_not_fit_the_algorithm_is_refused(words, algorithm, message):
         parse_arguments([*words, *BASE], algorithm=algorithm)
 
 
+def test_a_critic_adapter_without_lora_is_refused_before_anything_is_loaded():
+    words = ["--critic_backbone", "adapter", "--use_peft", "false"]
+    with pytest.raises(ValueError, match="needs a LoRA policy"):
+        parse_arguments(words, algorithm="ppo")
+    parse_arguments(words[:2], algorithm="ppo")
+
+
 def test_the_best_model_is_the_one_of_the_highest_held_out_reward():
     words = ["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", "20", "--save_steps", "20"]
     for algorithm in ("grpo", "ppo"):

@@ -189,6 +189,11 @@ def test_shapes_that_would_broadcast_are_refused():
         critic(torch.zeros(3, 51))
     with pytest.raises(ValueError, match=r"target has shape \(51,\)"):
         critic(torch.zeros(3, 51), target=torch.zeros(51))
+    with pytest.raises(ValueError, match=r"MSECritic: target has shape \(4,\), expected \(3,\)"):
+        make("mse")(torch.zeros(3, 1), target=torch.zeros(4))
+    for each, width in ((make_critic_loss("mse", cliprange_value=0.2), 1), (critic, 51)):
+        with pytest.raises(ValueError, match=r"old_values have shape \(1,\), expected \(3,\)"):
+            each(torch.zeros(3, width), torch.zeros(3), old_values=torch.zeros(1))
 
 
 @pytest.mark.parametrize("name", CRITICS)

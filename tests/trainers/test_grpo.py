@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,23 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
 
+from scope_rlhf import hub
 from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer
 from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
 
 
-def make_trainer(folder: Path, rewards=length_reward, dataset=None, dropout=0.1, lora=True, **settings):
-    tokenizer = tiny_tokenizer()
+def make_config(folder: Path, **settings):
     defaults = {
         "objective": "scope", "per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 6,
         "steps_per_generation": 2, "num_iterations": 2, "max_steps": 4, "report_to": "none", "learning_rate": 1e-2,
         "gradient_checkpointing": False, "use_cpu": True, "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "beta": 0.05, "seed": 7,
     }  # fmt: skip
-    args = ScopeGRPOConfig(str(folder), **{**defaults, **settings})
+    return ScopeGRPOConfig(str(folder), **{**defaults, **settings})
+
+
+def make_trainer(folder: Path, rewards=length_reward, dataset=None, dropout=0.1, lora=True, **settings):
+    tokenizer, args = tiny_tokenizer(), make_config(folder, **settings)
     model = tiny_gpt2(tokenizer, dropout=dropout)
     if not lora:
         model.save_pretrained(folder / "start")
@@ -269,6 +274,34 @@ def test_fewer_prompts_than_a_generation_batch_are_refused_instead_of_training_n
 def test_what_is_no_reward_is_refused_naming_the_argument(tmp_path, reward, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, rewards=reward)
+
+
+def test_embedded_names_serve_as_model_and_as_reward(tmp_path):
+    trainer = ScopeGRPOTrainer(
+        "embedded/reviews-gpt2",
+        ["embedded/sentiment-reward"],
+        make_config(tmp_path, max_steps=1),
+        train_dataset=Dataset.from_dict({"prompt": ["This film was", "The plot is"] * 4}),
+    )
+    assert trainer.model.config.n_embd == 256
+    good, bad = trainer.reward_funcs[0](prompts=["I saw", "I saw"], completions=[" a wonderful film", " awful trash"])
+    assert good > 0.6 > 0.4 > bad
+    assert trainer.reward_func_names == ["sentiment-reward"]
+
+
+@pytest.mark.parametrize(
+    ("model", "reward", "said"),
+    [("no-such/model", None, "model='no-such/model'"), (None, "no-such/model", "reward_funcs='no-such/model'")],
+)
+def test_a_name_that_the_hub_cannot_give_is_one_error_within_seconds(tmp_path, model, reward, said, monkeypatch):
+    monkeypatch.setattr(hub, "hub_reachable", lambda timeout=3.0: False)
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=said):
+        ScopeGRPOTrainer(
+            model or "embedded/reviews-gpt2", [reward or (lambda **kwargs: [])], make_config(tmp_path),
+            train_dataset=prompt_dataset(4),
+        )  # fmt: skip
+    assert time.perf_counter() - started < 20
 
 
 def test_the_card_of_a_checkpoint_names_the_objective_and_no_base_of_none(tmp_path):

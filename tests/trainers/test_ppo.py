@@ -10,7 +10,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from scope_rlhf.losses import reduce_loss
-from scope_rlhf.models.value_head import split_critic
+from scope_rlhf.models.value_head import save_critic, split_critic
 from scope_rlhf.objectives import PolicyInputs, make_critic_loss, make_objective
 from scope_rlhf.rl import group_relative, leave_one_out, whiten
 from scope_rlhf.trainers import ScopePPOConfig, ScopePPOTrainer
@@ -321,6 +321,33 @@ def test_the_critic_is_saved_beside_the_policy_and_goes_on_from_critic_path(tmp_
         make_trainer("ppo", tmp_path, critic_path=str(tmp_path / "model"), critic="hl_gauss", critic_kwargs=kwargs)
     with pytest.raises(ValueError, match="does not exist; set --critic_path"):
         make_trainer("ppo", tmp_path, critic_path=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "critic.safetensors").unlink(), "holds no critic"),
+        (lambda folder: (folder / "critic.json").write_text('{"name": "m'), "is damaged"),
+        (lambda folder: (folder / "critic.json").write_text("{}"), "is damaged .*lacks"),
+        (lambda folder: (folder / "critic.json").unlink(), "holds neither model.safetensors"),
+    ],
+)
+def test_a_critic_path_that_cannot_serve_is_refused_by_the_config_before_anything_loads(tmp_path, damage, message):
+    save_critic(tmp_path, {"weight": torch.zeros(1, 8), "bias": torch.zeros(1)}, make_critic_loss("mse"))
+    ScopePPOConfig("out", use_cpu=True, report_to="none", critic_path=str(tmp_path))
+    with pytest.raises(ValueError, match="was trained with another support"):
+        ScopePPOConfig("out", use_cpu=True, report_to="none", critic_path=str(tmp_path), **HL)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ScopePPOConfig("out", use_cpu=True, report_to="none", critic_path=str(tmp_path))
+
+
+def test_a_critic_adapter_without_lora_is_refused_before_the_model_loads(tmp_path):
+    args = ScopePPOConfig(
+        str(tmp_path), critic_backbone="adapter", gradient_checkpointing=False, use_cpu=True, report_to="none"
+    )
+    with pytest.raises(ValueError, match="needs a LoRA policy"):
+        ScopePPOTrainer(object(), [lambda **kwargs: []], args)
 
 
 def test_a_value_head_of_trl_1_12_is_taken_over_by_critic_path(tmp_path):

@@ -21,6 +21,8 @@ def test_one_rollout_is_the_product_of_batch_accumulation_and_minibatches(tmp_pa
 def test_total_episodes_sets_max_steps(tmp_path):
     sizes = {"per_device_train_batch_size": 4, "num_mini_batches": 2, "num_ppo_epochs": 3}
     assert config(tmp_path, total_episodes=40, **sizes).max_steps == 5 * 6
+    with pytest.raises(ValueError, match="total_episodes=7 is less than the 8 completions of one rollout"):
+        config(tmp_path, total_episodes=7, **sizes)
     with pytest.raises(ValueError, match="total_episodes and max_steps"):
         config(tmp_path, total_episodes=40, max_steps=3)
 
@@ -51,6 +53,8 @@ def test_value_clipping_is_on_at_a_fifth_and_goes_off_by_its_parameter(tmp_path)
     assert config(tmp_path).make_critic().cliprange_value == 0.2
     assert config(tmp_path, cliprange_value=0.5).make_critic().cliprange_value == 0.5
     assert config(tmp_path, critic_kwargs='{"cliprange_value": null}').make_critic().cliprange_value is None
+    with pytest.raises(ValueError, match=r"cliprange_value=0.4 and cliprange_value=0.3 in critic_kwargs are one clip"):
+        config(tmp_path, cliprange_value=0.4, critic_kwargs={"cliprange_value": 0.3})
 
 
 def test_advantages_are_whitened_unless_the_group_has_scaled_them(tmp_path):
@@ -95,7 +99,7 @@ REFUSED = [
     ({"advantage_estimator": "rloo", "num_generations": 2, "whiten_rewards": True, "vf_coef": 1.0}, "vf_coef, whiten_"),
     ({"critic": "c51", "critic_kwargs": {"v_min": 0, "v_max": 1}}, "with them it is two_hot"),
     ({"critic": "hl_gaus"}, "did you mean 'hl_gauss'"),
-    ({"critic": "hl_gauss"}, "needs v_min and v_max"),
+    ({"critic": "hl_gauss"}, "needs v_min and v_max: .*; set --critic and --critic_kwargs"),
     ({"critic": "two_hot", "critic_kwargs": {"v_min": 1, "v_max": 0}}, "v_min must be below v_max"),
     ({"critic": "two_hot", "critic_kwargs": {"v_min": 0, "v_max": 1, "sigma": 2}}, "no parameter 'sigma'"),
     ({"critic_kwargs": "{v_min: 0}"}, "critic_kwargs must be a JSON object"),
@@ -112,6 +116,11 @@ REFUSED = [
     ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef must be positive for the adaptive"),
     ({"nan_reward": "ignore"}, "nan_reward must be error or drop"),
     ({"critic_learning_rate": -1.0}, "critic_learning_rate must be"),
+    ({"cliprange": 0.0}, r"cliprange=0.0 must lie in \(0, 1\); set --cliprange"),
+    ({"cliprange": 1.0}, r"cliprange=1.0 must lie in \(0, 1\)"),
+    ({"cliprange_value": 0.0}, "cliprange_value must be positive, got 0"),
+    ({"cliprange_value": -1.0}, "cliprange_value must be a finite number >= 0, got -1.0; set --cliprange_value"),
+    ({"critic_path": "/no/critic"}, "critic_path '/no/critic' does not exist; set --critic_path"),
 ]
 
 
