@@ -20,16 +20,15 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import PeftModel
 from rich.console import Console
-from transformers import AutoConfig, ProgressCallback
+from transformers import ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 
 from scope_rlhf.data.imdb import load_review_prompt_splits, reviews_fingerprint
 from scope_rlhf.evaluation.policy import Sample, compare_samples, sample_policy
 from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
 from scope_rlhf.experiments.resume import check_same_run, choose_output, find_checkpoint
-from scope_rlhf.hub import explain_model_errors, explain_push_errors
-from scope_rlhf.models.embedded import resolve_model_path
-from scope_rlhf.models.loading import PolicyConfig, is_adapter, load_policy
+from scope_rlhf.hub import explain_push_errors
+from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
 from scope_rlhf.reports import evaluation_table, find_panels, plot_curves, write_model_card, write_report
@@ -38,6 +37,8 @@ from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.ppo import ScopePPOTrainer
+from scope_rlhf.trainers.ppo_checks import find_stop_token
+from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 
 REWARD, JUDGE = "sentiment_reward", "sentiment_judge"
 
@@ -61,7 +62,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     resumed = find_checkpoint(training)
     if resumed is not None:
         check_same_run(Path(resumed).parent, _arguments(script, policy, training), console)
-    _check_lengths(script, policy, training)
+    _check_names(script, policy, training)
     if training.hub_model_id:
         make_hub_repository(training)
     # One folder for all ranks: its name is the time, which two processes read apart.
@@ -70,8 +71,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     with folder:
         started = time.perf_counter()
         console.print(f"[bold]1/5[/] data and models -> {folder.path}")
-        model, tokenizer, peft_config = load_policy(policy)
-        reference = None if peft_config or isinstance(model, PeftModel) else copy.deepcopy(model).eval()
+        # What is cheap to read comes first: a wrong name must not cost the loading of a large policy.
+        tokenizer = load_policy_tokenizer(policy)
         train_prompts, eval_prompts = load_review_prompt_splits(
             script.dataset_name, tokenizer=tokenizer, prompt_length=script.prompt_length,
             min_prompt_length=script.min_prompt_length, num_train_prompts=script.num_train_prompts,
@@ -82,6 +83,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         if training.eval_strategy != "no":
             train_prompts, validation = _keep_back(train_prompts, script.num_validation_prompts)
         scorers = _load_scorers(script)
+        model, tokenizer, peft_config = load_policy(policy)
+        reference = None if peft_config or isinstance(model, PeftModel) else copy.deepcopy(model).eval()
         if training.reward_weights is None:
             # The judge is read on every rollout and never enters an advantage.
             training.reward_weights = [1.0 if name == REWARD else 0.0 for name in scorers]
@@ -181,13 +184,21 @@ def _quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=".*pin_memory.*", module=r"torch\.utils\.data")
 
 
-def _check_lengths(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
+def _check_names(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
+    """ValueError for a name that leads to no model, and for lengths that the policy does not have."""
+    names = {"--reward_model_name_or_path": script.reward_model_name_or_path}
+    if script.judge_model_name_or_path.lower() != "none":
+        names["--judge_model_name_or_path"] = script.judge_model_name_or_path
+    if isinstance(training, ScopePPOConfig) and training.critic_model_name_or_path is not None:
+        names["--critic_model_name_or_path"] = training.critic_model_name_or_path
+    for setting, name in names.items():
+        find_model(name, setting)
     name = policy.model_name_or_path or ""
-    path = resolve_model_path(name, "--model_name_or_path")
-    if is_adapter(path):
+    config = find_model(name, "--model_name_or_path", policy.model_revision)[1]
+    if config is None:
         return  # the base model's config is read with the adapter
-    with explain_model_errors(name, "--model_name_or_path"):
-        config = AutoConfig.from_pretrained(path, revision=policy.model_revision)
+    if isinstance(training, ScopePPOConfig):
+        find_stop_token(training, load_policy_tokenizer(policy))
     longest = getattr(config, "max_position_embeddings", None)
     wanted = script.prompt_length + (training.max_completion_length or 0)
     if longest is not None and wanted > longest:

@@ -72,7 +72,7 @@ EMBEDDED_PPO_DEFAULTS: dict[str, Any] = {
 # Returns are P(positive) minus the KL penalty of the tokens to come. A larger coefficient explains more variance and,
 # through the shared adapter, disturbs the language more.
 EMBEDDED_CRITICS: dict[str, dict[str, Any]] = {
-    "mse": {"vf_coef": 8.0},
+    "mse": {"vf_coef": 12.0},
     "hl_gauss": {"vf_coef": 0.2, "critic_kwargs": {"v_min": -0.2, "v_max": 1.05, "bins": 16, "padding_bins": 3}},
     "two_hot": {"vf_coef": 0.18, "critic_kwargs": {"v_min": -0.2, "v_max": 1.05, "bins": 16}},
 }
@@ -214,6 +214,14 @@ def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: Scope
     """ValueError for sizes and settings that cannot work together, before anything is loaded."""
     if isinstance(training, ScopePPOConfig):
         check_adapter(training, policy.use_peft or is_adapter(policy.model_name_or_path or ""))
+    shortest = script.prompt_length if script.min_prompt_length is None else script.min_prompt_length
+    if not 1 <= shortest <= script.prompt_length:
+        raise ValueError(
+            f"prompt lengths are in tokens and need 1 <= min_prompt_length <= prompt_length, got "
+            f"--min_prompt_length {script.min_prompt_length} and --prompt_length {script.prompt_length}."
+        )
+    if script.num_train_prompts is not None and script.num_train_prompts < 1:
+        raise ValueError(f"num_train_prompts must be at least 1, or left out for all, got {script.num_train_prompts}.")
     if script.num_eval_prompts < 2:
         raise ValueError(f"num_eval_prompts must be at least 2 for an interval, got {script.num_eval_prompts}.")
     if training.eval_strategy != "no" and script.num_validation_prompts < 1:

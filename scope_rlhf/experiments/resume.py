@@ -9,6 +9,7 @@ from rich.console import Console
 
 from scope_rlhf.runtime import RunFolder
 from scope_rlhf.runtime.files import json_line
+from scope_rlhf.trainers.checkpoints import STATE, is_json, newest_checkpoint
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 
 # What a resumed run must keep: its data, its place in them, its model, and how it is measured.
@@ -64,26 +65,14 @@ def find_checkpoint(training: ScopeGRPOConfig) -> str | None:
     if not path.is_dir():
         raise ValueError(f"--resume_from_checkpoint {given!r}: {path} is not a folder.")
     path = path.resolve()
-    if (path / "trainer_state.json").exists():
-        if not _is_json(path / "trainer_state.json"):
-            raise ValueError(
-                f"--resume_from_checkpoint {given!r}: its trainer_state.json is damaged; take an earlier one."
-            )
+    if (path / STATE).exists():
+        if not is_json(path / STATE):
+            raise ValueError(f"--resume_from_checkpoint {given!r}: its {STATE} is damaged; take an earlier one.")
         return str(path)
-    # The state is written last: a folder without it was cut off by a kill, and the one before it is whole.
-    steps = {int(f.name.removeprefix("checkpoint-")): f for f in path.glob("checkpoint-*") if f.name[11:].isdigit()}
-    whole = [step for step, folder in steps.items() if _is_json(folder / "trainer_state.json")]
-    if not whole:
+    newest = newest_checkpoint(path)
+    if newest is None:
         raise ValueError(f"--resume_from_checkpoint {given!r}: {path} holds no complete checkpoint-<step> folder.")
-    return str(steps[max(whole)])
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return str(newest)
 
 
 def check_same_run(folder: Path, now: dict[str, Any], console: Console) -> None:

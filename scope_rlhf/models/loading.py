@@ -48,7 +48,7 @@ def is_adapter(name_or_path: str) -> bool:
     return (Path(name_or_path).expanduser() / "adapter_config.json").exists()
 
 
-def find_model(name: str, setting: str) -> tuple[str, Any]:
+def find_model(name: str, setting: str, revision: str | None = None) -> tuple[str, Any]:
     """(what `from_pretrained` takes for this name, its config; None for an adapter), before any weights are read.
 
     ValueError, beginning with `setting`, for a name that does not resolve: at once, where `from_pretrained` would first
@@ -58,7 +58,7 @@ def find_model(name: str, setting: str) -> tuple[str, Any]:
     if is_adapter(path):
         return path, None
     with explain_model_errors(name, setting):
-        return path, AutoConfig.from_pretrained(path)
+        return path, AutoConfig.from_pretrained(path, revision=revision)
 
 
 def load_tokenizer(name_or_path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -103,6 +103,23 @@ def _linear_names(model: PreTrainedModel) -> set[str]:
     return {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if type(m).__name__.startswith(kinds)}
 
 
+def load_policy_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that goes with the policy: of an adapter its own, or that of its base. No weights are read."""
+    setting = "--model_name_or_path"
+    if not config.model_name_or_path:
+        raise ValueError("model_name_or_path is empty: give a Hub name, a folder or embedded/reviews-gpt2.")
+    path = resolve_model_path(config.model_name_or_path, setting)
+    with explain_model_errors(config.model_name_or_path, setting):
+        if not is_adapter(path):
+            return load_tokenizer(path, revision=config.model_revision)
+        own = (Path(path) / "tokenizer_config.json").exists()
+        return load_tokenizer(path if own else _base_of(path, setting))
+
+
+def _base_of(adapter: str, setting: str) -> str:
+    return resolve_model_path(PeftConfig.from_pretrained(adapter).base_model_name_or_path or "", setting)
+
+
 def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, LoraConfig | None]:
     """Model, tokenizer and the LoRA configuration for the trainer to apply (None: full fine-tuning or own adapter).
 
@@ -110,24 +127,17 @@ def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreT
     adapter, which is then trained further; its frozen copy is the reference. Positions follow the attention mask from
     here on (`derive_positions`).
     """
-    if not config.model_name_or_path:
-        raise ValueError("model_name_or_path is empty: give a Hub name, a folder or embedded/reviews-gpt2.")
+    tokenizer = load_policy_tokenizer(config)
     setting = "--model_name_or_path"
-    path = resolve_model_path(config.model_name_or_path, setting)
+    path = resolve_model_path(str(config.model_name_or_path), setting)
     kwargs: dict[str, Any] = {"revision": config.model_revision, "attn_implementation": config.attn_implementation}
     kwargs["dtype"] = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
     quantization = get_quantization_config(config)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     adapter = is_adapter(path)
-    with explain_model_errors(config.model_name_or_path, setting):
-        if adapter:
-            base = resolve_model_path(PeftConfig.from_pretrained(path).base_model_name_or_path or "", setting)
-            tokenizer = load_tokenizer(path if (Path(path) / "tokenizer_config.json").exists() else base)
-            model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-        else:
-            tokenizer = load_tokenizer(path, revision=config.model_revision)
-            model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    with explain_model_errors(str(config.model_name_or_path), setting):
+        model = AutoModelForCausalLM.from_pretrained(_base_of(path, setting) if adapter else path, **kwargs)
     embeddings = model.get_input_embeddings().weight
     vocabulary = int(embeddings.size(0))  # pyright: ignore[reportCallIssue]
     if len(tokenizer) > vocabulary:

@@ -83,6 +83,8 @@ class CriticLossFunction:
         wanted = outputs.shape[:-1] if self.output_size == 1 else outputs.shape
         if target is not None and target.shape != wanted:
             raise ValueError(f"{name}: target has shape {tuple(target.shape)}, expected {tuple(wanted)}")
+        if target is not None:
+            _refuse_nan(target, "entries of target")
         if old_values is not None and old_values.shape != outputs.shape[:-1]:
             raise ValueError(
                 f"{name}: old_values have shape {tuple(old_values.shape)}, expected {tuple(outputs.shape[:-1])}"
@@ -310,10 +312,14 @@ def check_saved_critic(saved: Mapping[str, Any], critic: CriticLossFunction, sou
     before, now = ({**record["parameters"], "critic": record["name"]} for record in (saved, describe_critic(critic)))
     changed = [key for key in {**before, **now} if key != "cliprange_value" and before.get(key) != now.get(key)]
     if changed:
-        listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        kind = "critic" in changed
+        listed = "; ".join(
+            f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in (["critic"] if kind else changed)
+        )
         raise ValueError(
-            f"the critic in {source} was trained with another support ({listed}): its outputs would mean other values. "
-            "Set the critic to what was saved, or start a new one."
+            f"the critic in {source} was trained {'as another kind' if kind else 'with another support'} ({listed}): "
+            "its outputs would mean other values. Set the critic to what was saved (--critic, --critic_kwargs), or "
+            "start a new one."
         )
 
 
@@ -322,11 +328,11 @@ def _grid(first: float, step: float, count: int, device: Any, dtype: torch.dtype
     return (first + step * torch.arange(count, dtype=torch.float64)).to(dtype).to(device)
 
 
-def _refuse_nan(returns: Tensor) -> None:
-    if returns.device.type != "meta" and bool(returns.isnan().any()):
+def _refuse_nan(values: Tensor, what: str = "returns") -> None:
+    if values.device.type != "meta" and not bool(values.isfinite().all()):
         raise ValueError(
-            f"{int(returns.isnan().sum())} of {returns.numel()} returns are NaN; fill masked positions and check the "
-            "rewards before the critic sees them"
+            f"{int((~values.isfinite()).sum())} of {values.numel()} {what} are NaN or infinite; fill masked positions "
+            "and check the rewards before the critic sees them"
         )
 
 

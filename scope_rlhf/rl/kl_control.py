@@ -19,7 +19,7 @@ class FixedKLController:
         return {"kl_coef": self.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kl_coef = float(state["kl_coef"])
+        """Nothing: a fixed coefficient is the setting's, also where a run goes on with another one."""
 
 
 class AdaptiveKLController(FixedKLController):
@@ -32,10 +32,17 @@ class AdaptiveKLController(FixedKLController):
         super().__init__(kl_coef)
         for name, value in (("kl_coef", kl_coef), ("kl_target", target), ("kl_horizon", horizon)):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive for the adaptive KL coefficient, got {value!r}")
+                raise ValueError(
+                    f"{name} must be positive for the adaptive KL coefficient, got {value!r}; set --{name}"
+                )
         self.target, self.horizon = float(target), float(horizon)
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl_coef = float(state["kl_coef"])
+
     def update(self, kl: float, sequences: int) -> None:
+        if not math.isfinite(kl):  # one bad rollout must not end the control for good
+            return
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         # More sequences than the horizon would overshoot, past 0 for a long enough batch.
         self.kl_coef *= 1 + error * min(sequences / self.horizon, 1.0)

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import ProcessorMixin
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -22,7 +21,9 @@ from scope_rlhf.models.sampling import record_sampling
 from scope_rlhf.objectives import PolicyInputs, describe_objective
 from scope_rlhf.runtime import write_text
 from scope_rlhf.trainers.card import checkpoint_card
+from scope_rlhf.trainers.checkpoints import STATE, check_complete, damage_named, newest_checkpoint
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, check_model_sampling
+from scope_rlhf.trainers.prompts import check_batches, check_dataset, check_lengths, check_templates
 from scope_rlhf.trainers.rewards import guard_reward, probe_reward
 from scope_rlhf.trainers.rollout_state import load_rollout, read_state, save_rollout, skip_orders
 
@@ -62,8 +63,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
             raise ValueError(f"args must be a ScopeGRPOConfig, got {type(args).__name__}: it names the objective.")
         if isinstance(kwargs.get("processing_class"), ProcessorMixin):
             raise ValueError("processing_class is a multimodal processor; ScopeGRPOTrainer trains text models only.")
-        _check_dataset(kwargs.get("train_dataset"), "train_dataset")
-        _check_dataset(kwargs.get("eval_dataset"), "eval_dataset")
+        for name in ("train_dataset", "eval_dataset"):
+            check_dataset(kwargs.get(name), name)
         self.objective = args.make_objective()
         unscaled = args.unscaled_advantages()
         if unscaled and args.objective in NEEDS_UNIT_SPREAD:
@@ -77,7 +78,12 @@ class ScopeGRPOTrainer(GRPOTrainer):
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         functions = [_checked_reward(f, args.nan_reward) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
-        _check_batches(self.train_dataset, args)
+        check_batches(self.train_dataset, args)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for name in ("train_dataset", "eval_dataset"):
+            data = getattr(self, name)
+            check_lengths(data, name, self._tokenizer, positions, self.max_completion_length)
+            check_templates(data, self.reward_func_names, self.reward_processing_classes)
         check_model_sampling(self.model, getattr(self, "generation_kwargs", None))
         if self.aux_loss_enabled:
             raise ValueError("mixture-of-experts balancing (output_router_logits) is not supported: set it to False.")
@@ -218,20 +224,20 @@ class ScopeGRPOTrainer(GRPOTrainer):
         self._micro_batches_before = 0
         if resume_from_checkpoint:
             folder = resume_from_checkpoint
-            folder = get_last_checkpoint(self.args.output_dir or ".") if folder is True else folder
+            folder = newest_checkpoint(self.args.output_dir or ".") if folder is True else folder
             if folder is None:
-                raise ValueError(f"no checkpoint in {self.args.output_dir}; check --resume_from_checkpoint.")
+                raise ValueError(f"no complete checkpoint in {self.args.output_dir}; check --resume_from_checkpoint.")
             self._restore_rollout(Path(str(folder)), self.check_checkpoint(Path(str(folder))))
             resume_from_checkpoint = str(folder)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def check_checkpoint(self, folder: Path) -> int:
         """The number of micro-batches before the checkpoint; ValueError where the run could not go on exactly."""
-        state, objective = folder / "trainer_state.json", folder / OBJECTIVE_FILE
+        state, objective = folder / STATE, folder / OBJECTIVE_FILE
         if not state.exists():
-            raise ValueError(
-                f"{folder} is not a checkpoint: it has no trainer_state.json; set --resume_from_checkpoint."
-            )
+            raise ValueError(f"{folder} is not a checkpoint: it has no {STATE}; set --resume_from_checkpoint.")
+        rank, processes, _ = self._place()
+        check_complete(folder, rank, processes, self.is_deepspeed_enabled or self.is_fsdp_enabled)
         step = read_state(state)["global_step"]
         before = _identity(read_state(objective) if objective.exists() else {})
         now = _identity(json.loads(json.dumps(describe_objective(self.objective))))
@@ -250,6 +256,18 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 f"from a checkpoint at a multiple of {every // self.args.gradient_accumulation_steps} steps."
             )
         return micro_batches
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with damage_named(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with damage_named(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with damage_named(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _place(self) -> tuple[int, int, torch.device]:
         return self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
@@ -315,26 +333,3 @@ def _checked_reward(function: Any, nan_reward: str) -> Any:
     if not callable(function):
         raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
     return guard_reward(function, nan_reward)
-
-
-def _check_batches(dataset: Any, args: ScopeGRPOConfig) -> None:
-    """ValueError for fewer prompts than one generation batch takes: the sampler drops it, and nothing would train."""
-    wanted = (args.generation_batch_size or 1) // (args.num_generations or 1)
-    if isinstance(dataset, Dataset) and len(dataset) < wanted:
-        raise ValueError(
-            f"the training set has {len(dataset)} prompts, but one generation batch takes {wanted} "
-            f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), so no "
-            "update would be made. Give more prompts (--num_train_prompts, --dataset_name), or lower "
-            "--per_device_train_batch_size or --steps_per_generation."
-        )
-
-
-def _check_dataset(dataset: Any, setting: str) -> None:
-    if isinstance(dataset, dict):
-        for name, part in dataset.items():
-            _check_dataset(part, f"{setting}[{name!r}]")
-    elif isinstance(dataset, Dataset):
-        if "prompt" not in dataset.column_names:
-            raise ValueError(f"{setting} has no column 'prompt'; its columns are {dataset.column_names}.")
-        if len(dataset) == 0:
-            raise ValueError(f"{setting} is empty.")

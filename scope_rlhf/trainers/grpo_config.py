@@ -112,6 +112,8 @@ class ScopeGRPOConfig(GRPOConfig):
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._read_dicts()
         self._check_numbers()
+        if self.load_best_model_at_end and getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
+            raise ValueError("load_best_model_at_end needs evaluations: set --eval_strategy steps and --eval_steps N.")
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "reward"  # transformers' own choice, the loss, says nothing here
         super().__post_init__()
@@ -131,6 +133,11 @@ class ScopeGRPOConfig(GRPOConfig):
         self.epsilon = getattr(chosen, "clip_low", self.epsilon)
         self.epsilon_high = getattr(chosen, "clip_high", self.epsilon_high)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The parent's, which hides every value whose name ends with _token: only those of the Hub are secret."""
+        hidden = [name for name in self.__dataclass_fields__ if name.endswith("_token") and "hub" not in name]
+        return {**super().to_dict(), **{name: getattr(self, name) for name in hidden}}
+
     def _check_numbers(self) -> None:
         """What the parent would divide by, sample with or multiply into the loss, before it does."""
         for name in WHOLE_NUMBERS:
@@ -143,7 +150,7 @@ class ScopeGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be a number >= 0, got {value!r}; set --{name}.")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive to sample, got {self.temperature!r}; set --temperature.")
-        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
+        if self.max_steps == 0 or self.max_steps < -1 or (self.max_steps < 0 and not self.num_train_epochs > 0):
             raise ValueError(
                 f"max_steps={self.max_steps} trains nothing; set --max_steps, or -1 for --num_train_epochs."
             )

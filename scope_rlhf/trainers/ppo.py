@@ -11,6 +11,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from scope_rlhf.losses import fill_masked
 from scope_rlhf.models.critic_backbones import make_value_head
+from scope_rlhf.models.loading import find_model
 from scope_rlhf.models.reference import prepare_reference
 from scope_rlhf.models.value_head import leave_critic_out, load_any_critic
 from scope_rlhf.objectives import CriticLoss
@@ -54,6 +55,8 @@ class ScopePPOTrainer(CriticCheckpoints):
         self.critic, self.kl_controller, self.moments = args.make_critic(), args.make_kl_controller(), RunningMoments()
         check_columns(args, kwargs.get("train_dataset"))
         check_adapter(args, isinstance(model, PeftModel | str) or kwargs.get("peft_config") is not None)
+        if args.critic_model_name_or_path is not None:
+            find_model(args.critic_model_name_or_path, "--critic_model_name_or_path")
         args.beta = 0.0 if ref_model is not None else args.kl_coef
         super().__init__(model, reward_funcs, args, **kwargs)
         if ref_model is not None:

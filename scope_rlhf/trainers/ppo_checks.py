@@ -1,11 +1,14 @@
 """What ScopePPOConfig refuses, before anything is loaded; each message says what was given and where to set it."""
 
+import difflib
 import math
+import warnings
 from typing import Any
 
 from scope_rlhf.models.value_head import check_critic_folder, initial_bias
 from scope_rlhf.objectives import CriticLossFunction, make_critic_loss
 
+PPO_CRITICS = ("mse", "hl_gauss", "two_hot")
 ESTIMATORS, BACKBONES = ("gae", "rloo", "group"), ("shared", "adapter", "model")
 # What has a meaning with advantage_estimator="gae" only.
 CRITIC_ONLY = (
@@ -18,7 +21,10 @@ def check_choices(config: Any) -> None:
     """Settings that exclude or need each other."""
     for name, valid in (("advantage_estimator", ESTIMATORS), ("critic_backbone", BACKBONES)):
         if getattr(config, name) not in valid:
-            raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(config, name)!r}.")
+            raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(config, name)!r}; set --{name}.")
+    for name in ("whiten_advantages", "whiten_rewards", "use_score_scaling", "use_score_norm"):
+        if getattr(config, name) not in (True, False, None):
+            raise ValueError(f"{name} must be true or false, got {getattr(config, name)!r}; set --{name}.")
     if config.advantage_estimator != "gae":
         fields = type(config).__dataclass_fields__
         given = [name for name in CRITIC_ONLY if getattr(config, name) != fields[name].default]
@@ -111,6 +117,10 @@ def critic_loss(name: str, kwargs: dict[str, Any], cliprange_value: float | None
             f"cliprange_value={cliprange_value} given, but critic {name!r} is trained by cross-entropy,"
             " where clipping a value has no meaning; leave --cliprange_value out."
         )
+    if name not in PPO_CRITICS:
+        near = difflib.get_close_matches(str(name), PPO_CRITICS, n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown critic {name!r}{meant}; valid: {', '.join(PPO_CRITICS)}; set --critic.")
     try:
         return make_critic_loss(name, **kwargs)
     except ValueError as error:
@@ -121,6 +131,12 @@ def check_critic(config: Any, critic: CriticLossFunction | None) -> None:
     """Initial value and saved weights go with the critic."""
     if critic is not None:
         initial_bias(critic, config.initial_value)
+        if config.use_score_scaling and config.critic != "mse":
+            warnings.warn(
+                f"critic {config.critic!r} has a fixed support, and use_score_scaling moves the scale of the returns "
+                "under it: watch value/out_of_range, or use --critic mse.",
+                stacklevel=4,
+            )
         if config.critic_path is not None:
             check_critic_folder(config.critic_path, critic)
 

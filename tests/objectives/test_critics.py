@@ -143,10 +143,20 @@ def test_c51_projects_the_next_distribution_and_a_discount_of_0_ends_the_episode
         critic.project(rewards, discounts[:2], outputs)
 
 
+def test_infinite_returns_and_targets_that_are_no_numbers_raise():
+    with pytest.raises(ValueError, match="1 of 2 returns are NaN or infinite"):
+        make_critic_loss("mse").target(torch.tensor([0.0, math.inf]))
+    critic = make("hl_gauss")
+    target = critic.target(torch.zeros(3))
+    target[1, 4] = math.nan
+    with pytest.raises(ValueError, match="1 of 153 entries of target are NaN or infinite"):
+        critic(torch.zeros(3, 51), target=target)
+
+
 @pytest.mark.parametrize("name", CRITICS)
 def test_nan_returns_raise(name):
     critic = make(name)
-    with pytest.raises(ValueError, match="1 of 3 returns are NaN"):
+    with pytest.raises(ValueError, match="1 of 3 returns are NaN or infinite"):
         critic(torch.zeros(3, critic.output_size), torch.tensor([0.0, math.nan, 1.0]))
 
 

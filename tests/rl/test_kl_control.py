@@ -48,6 +48,19 @@ def test_the_state_goes_on_where_it_was():
     assert other.kl_coef == control.kl_coef != 0.2
 
 
+def test_a_rollout_without_a_finite_kl_moves_nothing():
+    control = AdaptiveKLController(0.2, target=6.0, horizon=100)
+    control.update(math.nan, 64)
+    control.update(math.inf, 64)
+    assert control.kl_coef == 0.2
+
+
+def test_a_fixed_coefficient_is_the_one_that_is_set_also_after_a_resume():
+    control = FixedKLController(0.5)
+    control.load_state_dict(FixedKLController(0.05).state_dict())
+    assert control.kl_coef == 0.5
+
+
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_a_coefficient_that_is_no_number_from_0_up_is_refused(value):
     with pytest.raises(ValueError, match="kl_coef must be a number >= 0"):

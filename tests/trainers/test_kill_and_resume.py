@@ -110,15 +110,37 @@ def damaged(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["trainer_state.json", "objective.json", "critic.safetensors", "critic.json", "ppo_state.json"]
-)
+    "file",
+    [
+        "trainer_state.json", "objective.json", "critic.safetensors", "critic.json", "ppo_state.json", "optimizer.pt",
+        "scheduler.pt", "rng_state.pth", "adapter_model.safetensors",
+    ],
+)  # fmt: skip
 def test_a_checkpoint_with_a_file_cut_off_is_passed_over_or_refused_by_name(tmp_path, file):
     settings = {"max_steps": 2, "use_score_scaling": False, "use_score_norm": False}
     make_trainer("ppo", tmp_path, **settings).train()
     damaged(tmp_path / "checkpoint-2" / file)
+    again = make_trainer("ppo", tmp_path, **settings)
     if file == "trainer_state.json":  # the last one to be written: what a kill leaves
         assert newest(tmp_path).name == "checkpoint-1"
-    else:
-        assert newest(tmp_path).name == "checkpoint-2"
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == 2 and again._micro_batches_before == 1
+        return
+    assert newest(tmp_path).name == "checkpoint-2"
     with pytest.raises(ValueError, match=r"checkpoint-2.*damaged"):
-        make_trainer("ppo", tmp_path, **settings).train(resume_from_checkpoint=True)
+        again.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lacks_a_file_is_refused_instead_of_becoming_another_run(tmp_path, kind, file):
+    make_trainer(kind, tmp_path, max_steps=1).train()
+    (tmp_path / "checkpoint-1" / file).unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint-1 cannot be resumed exactly: it lacks {file}"):
+        make_trainer(kind, tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_save_only_model_is_refused_by_that_name(tmp_path):
+    make_trainer("ppo", tmp_path, max_steps=1, save_only_model=True).train()
+    with pytest.raises(ValueError, match=r"lacks optimizer.pt, scheduler.pt.* --save_only_model"):
+        make_trainer("ppo", tmp_path, max_steps=2).train(resume_from_checkpoint=True)

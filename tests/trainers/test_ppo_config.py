@@ -1,5 +1,7 @@
 """ScopePPOConfig: sizes, what excludes what, and what is refused before anything is loaded."""
 
+import warnings
+
 import pytest
 
 from scope_rlhf.rl import AdaptiveKLController
@@ -47,6 +49,20 @@ def test_a_config_of_a_config_is_the_same(tmp_path):
         whiten_advantages=first.whiten_advantages, **fields,
     )  # fmt: skip
     assert again.make_critic() == first.make_critic() and again.make_objective() == first.make_objective()
+
+
+def test_a_stop_token_is_in_the_record_of_a_run_and_the_tokens_of_the_hub_are_not(tmp_path):
+    record = config(tmp_path, stop_token="end", hub_token="secret").to_dict()
+    assert record["stop_token"] == "end" and "secret" not in str(record)
+    assert config(tmp_path).to_dict()["stop_token"] is None
+
+
+def test_a_fixed_support_under_scores_that_are_rescaled_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="fixed support, and use_score_scaling moves the scale"):
+        config(tmp_path, use_score_scaling=True, **HL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config(tmp_path, use_score_scaling=True)
 
 
 def test_value_clipping_is_on_at_a_fifth_and_goes_off_by_its_parameter(tmp_path):
@@ -116,6 +132,9 @@ REFUSED = [
     ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef must be positive for the adaptive"),
     ({"nan_reward": "ignore"}, "nan_reward must be error or drop"),
     ({"critic_learning_rate": -1.0}, "critic_learning_rate must be"),
+    ({"whiten_advantages": "maybe"}, "whiten_advantages must be true or false, got 'maybe'"),
+    ({"max_steps": -5}, "max_steps=-5 trains nothing"),
+    ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations: set --eval_strategy steps"),
     ({"cliprange": 0.0}, r"cliprange=0.0 must lie in \(0, 1\); set --cliprange"),
     ({"cliprange": 1.0}, r"cliprange=1.0 must lie in \(0, 1\)"),
     ({"cliprange_value": 0.0}, "cliprange_value must be positive, got 0"),

@@ -95,6 +95,17 @@ def test_a_run_resumed_in_a_later_data_epoch_goes_on_in_that_epochs_order_of_pro
     assert all(torch.equal(weight, found[name]) for name, weight in first.items())
 
 
+def test_a_resumed_run_takes_another_fixed_kl_coefficient_and_goes_on_with_an_adaptive_one(tmp_path, whole_run):
+    folder, _, log = whole_run("target_kl")
+    checkpoint = folder / "checkpoint-4"
+    fixed = run(tmp_path / "fixed", checkpoint=checkpoint, kl_coef=0.5, kl_target=None, **CASES["target_kl"])
+    assert {row["rollout/kl_coef"] for row in fixed.state.log_history if row["step"] > 4 and "kl" in row} == {0.5}
+    moved = next(row["rollout/kl_coef"] for row in log if row["step"] > 4 and "rollout/kl_coef" in row)
+    assert moved not in (0.05, 0.5)
+    adaptive = run(tmp_path / "adaptive", checkpoint=checkpoint, **CASES["target_kl"])
+    assert moved in {row.get("rollout/kl_coef") for row in adaptive.state.log_history if row["step"] > 4}
+
+
 @pytest.mark.parametrize("case", ["shared", "adapter", "full"])
 def test_the_best_checkpoint_by_eval_reward_comes_back_at_the_end_with_its_own_critic(tmp_path, case):
     def best_at_step_4(prompts, completions, trainer_state, **kwargs):
