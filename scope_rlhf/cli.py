@@ -37,7 +37,7 @@ training
 run
   --output_dir DIR                  run folder: config, metrics, samples, report, curves, model
   --save_steps N                    --resume_from_checkpoint DIR
-  --eval_strategy steps             --load_best_model_at_end true, by the reward of prompts kept back
+  --eval_strategy steps             --load_best_model_at_end true, by the reward of --num_validation_prompts kept back
   --report_to wandb|tensorboard     --hub_model_id NAME, to push the model with its card
 
   --config FILE.yaml                defaults for any flag
@@ -65,11 +65,14 @@ advantages and critic
   --gamma X, --lam X                of generalised advantage estimation
   --critic NAME                     mse, hl_gauss or two_hot; the last two need the range of the returns:
   --critic_kwargs JSON              such as '{"v_min": -0.5, "v_max": 1.5}'
-  --vf_coef X                       --cliprange_value X
+  --vf_coef X                       --cliprange_value X   --critic_learning_rate X   --initial_value X
+  --critic_path DIR                 go on with a saved critic, or with a value head of TRL <= 1.12
   --critic_backbone NAME            shared, adapter, or model with --critic_model_name_or_path NAME
   --value_warmup_steps N            train the critic alone first
   --whiten_rewards, --whiten_advantages, --score_clip X, --use_score_scaling true, --use_score_norm true
-  --missing_eos_penalty X, --missing_eos_score X, --stop_token TEXT
+  --missing_eos_penalty X, --missing_eos_score X, --stop_token TEXT, --stop_token_id N
+  --target_coef X                   add the NLL of reference completions (--target_column)
+  --nan_reward drop                 leave rows without a finite reward out instead of stopping
 """,
     training="""\
   --gradient_accumulation_steps N   --num_mini_batches N   --num_ppo_epochs N   (a rollout is the product of the first

@@ -1,8 +1,11 @@
 """What the README shows is what the repository holds."""
 
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
+
+import pytest
 
 from scope_rlhf.objectives import OBJECTIVES, make_objective
 from scope_rlhf.objectives.contract import check_objective
@@ -55,3 +58,16 @@ def test_the_flags_of_trls_ppo_that_the_readme_says_are_kept_are_there():
         "score_clip", "log_completions", "whiten_advantages",
     ]  # fmt: skip
     assert {*kept, *renamed} <= {f.name for f in fields(ScopePPOConfig)}
+
+
+@pytest.mark.parametrize("trainer", ["ScopeGRPOTrainer", "ScopePPOTrainer"])
+def test_the_examples_of_the_trainers_run_as_they_stand_without_the_hub(tmp_path, monkeypatch, trainer):
+    """All of the example but its length: one update of a few completions instead of three epochs."""
+    code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if f"trainer = {trainer}(" in c)
+    short = 'per_device_train_batch_size=8, max_steps=1, use_cpu=True, report_to="none", save_strategy="no", '
+    assert code.count('"out", ') == 1
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code.replace('"out", ', f'"out", {short}'), found)
+    assert found["trainer"].state.global_step == 1
+    assert math.isfinite(found["trainer"].state.log_history[-1]["train_loss"])

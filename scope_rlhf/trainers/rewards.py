@@ -93,7 +93,7 @@ def probe_reward(function: Callable[..., Any], rows: list[dict[str, Any]], eos_t
             asyncio.run(result)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("reward function "):
-            raise
+            raise ValueError(f"on a trial call before training, {error}") from error
         raise ValueError(
             f"reward function {function.__name__} failed on a trial call before training "
             f"({type(error).__name__}: {error}). It is called with the keywords prompts, completions, completion_ids, "

@@ -51,6 +51,17 @@ def test_a_probe_passes_the_other_columns_and_explains_an_exception_of_the_funct
         probe_reward(guard_reward(needs_label), [{"prompt": "a"}], 0)
 
 
+def test_what_a_trial_call_finds_says_that_it_was_a_trial():
+    with pytest.raises(
+        ValueError, match=r"on a trial call before training, reward function nan_reward returned nan for row 0"
+    ):
+        probe_reward(guard_reward(nan_reward), [{"prompt": "a"}], 0)
+
+
+def nan_reward(prompts, **kwargs):
+    return [float("nan")] * len(prompts)
+
+
 @pytest.mark.parametrize("returned", [{"a": 1.0, "b": 2.0}, "12", {1.0, 2.0}])
 def test_a_dictionary_a_text_or_a_set_is_no_list_of_rewards(returned):
     with pytest.raises(ValueError, match=f"returned {type(returned).__name__}, expected one number"):
