@@ -79,7 +79,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
         functions = [_checked_reward(f, args.nan_reward) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
         check_batches(self.train_dataset, args)
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        config: Any = self.model.config
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         for name in ("train_dataset", "eval_dataset"):
             data = getattr(self, name)
             check_lengths(data, name, self._tokenizer, positions, self.max_completion_length)

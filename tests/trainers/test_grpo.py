@@ -5,6 +5,7 @@ import math
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -284,7 +285,8 @@ def test_embedded_names_serve_as_model_and_as_reward(tmp_path):
         train_dataset=Dataset.from_dict({"prompt": ["This film was", "The plot is"] * 4}),
     )
     assert trainer.model.config.n_embd == 256
-    good, bad = trainer.reward_funcs[0](prompts=["I saw", "I saw"], completions=[" a wonderful film", " awful trash"])
+    reward: Any = trainer.reward_funcs[0]
+    good, bad = reward(prompts=["I saw", "I saw"], completions=[" a wonderful film", " awful trash"])
     assert good > 0.6 > 0.4 > bad
     assert trainer.reward_func_names == ["sentiment-reward"]
 

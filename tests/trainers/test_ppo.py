@@ -335,7 +335,7 @@ def test_the_critic_is_saved_beside_the_policy_and_goes_on_from_critic_path(tmp_
 def test_a_critic_path_that_cannot_serve_is_refused_by_the_config_before_anything_loads(tmp_path, damage, message):
     save_critic(tmp_path, {"weight": torch.zeros(1, 8), "bias": torch.zeros(1)}, make_critic_loss("mse"))
     ScopePPOConfig("out", use_cpu=True, report_to="none", critic_path=str(tmp_path))
-    with pytest.raises(ValueError, match="was trained with another support"):
+    with pytest.raises(ValueError, match="as another kind .critic was 'mse', is 'hl_gauss'"):
         ScopePPOConfig("out", use_cpu=True, report_to="none", critic_path=str(tmp_path), **HL)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
