@@ -93,6 +93,17 @@ def load_embedded_reviews(part: str) -> Dataset:
     return Dataset.from_dict({"text": texts, "label": labels})
 
 
+def shortest_prompt(prompt_length: int, min_prompt_length: int | None) -> int:
+    """The least number of tokens of a prompt; ValueError for lengths that are none."""
+    shortest = prompt_length if min_prompt_length is None else min_prompt_length
+    if not 1 <= shortest <= prompt_length:
+        raise ValueError(
+            f"prompt lengths are in tokens and need 1 <= min_prompt_length <= prompt_length, got "
+            f"--min_prompt_length {min_prompt_length} and --prompt_length {prompt_length}."
+        )
+    return shortest
+
+
 def load_review_prompts(
     dataset_name: str,
     *,
@@ -117,12 +128,7 @@ def load_review_prompts(
 
     ValueError for a dataset that does not load, a missing split or column, and fewer prompts than asked for.
     """
-    shortest = prompt_length if min_prompt_length is None else min_prompt_length
-    if not 1 <= shortest <= prompt_length:
-        raise ValueError(
-            f"prompt lengths are in tokens and need 1 <= min_prompt_length <= prompt_length, got "
-            f"--min_prompt_length {min_prompt_length} and --prompt_length {prompt_length}."
-        )
+    shortest = shortest_prompt(prompt_length, min_prompt_length)
     if num_prompts is not None and num_prompts < 1:
         raise ValueError(f"the number of prompts must be at least 1, or None for all, got {num_prompts}.")
     texts, where = _review_texts(dataset_name, train, split, text_column)

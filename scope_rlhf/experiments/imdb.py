@@ -73,6 +73,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         console.print(f"[bold]1/5[/] data and models -> {folder.path}")
         # What is cheap to read comes first: a wrong name must not cost the loading of a large policy.
         tokenizer = load_policy_tokenizer(policy)
+        if isinstance(training, ScopePPOConfig):
+            find_stop_token(training, tokenizer)
         train_prompts, eval_prompts = load_review_prompt_splits(
             script.dataset_name, tokenizer=tokenizer, prompt_length=script.prompt_length,
             min_prompt_length=script.min_prompt_length, num_train_prompts=script.num_train_prompts,
@@ -83,7 +85,7 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         if training.eval_strategy != "no":
             train_prompts, validation = _keep_back(train_prompts, script.num_validation_prompts)
         scorers = _load_scorers(script)
-        model, tokenizer, peft_config = load_policy(policy)
+        model, _, peft_config = load_policy(policy, tokenizer)
         reference = None if peft_config or isinstance(model, PeftModel) else copy.deepcopy(model).eval()
         if training.reward_weights is None:
             # The judge is read on every rollout and never enters an advantage.
@@ -194,11 +196,9 @@ def _check_names(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRP
     for setting, name in names.items():
         find_model(name, setting)
     name = policy.model_name_or_path or ""
-    config = find_model(name, "--model_name_or_path", policy.model_revision)[1]
+    config = find_model(name, "--model_name_or_path", revision=policy.model_revision)[1]
     if config is None:
         return  # the base model's config is read with the adapter
-    if isinstance(training, ScopePPOConfig):
-        find_stop_token(training, load_policy_tokenizer(policy))
     longest = getattr(config, "max_position_embeddings", None)
     wanted = script.prompt_length + (training.max_completion_length or 0)
     if longest is not None and wanted > longest:

@@ -86,13 +86,18 @@ def make_value_head(
     return add_value_head(model, critic, initial_value, head)
 
 
+def require_lora(lora: bool) -> None:
+    """ValueError unless the policy of a critic with an adapter of its own has one too."""
+    if not lora:
+        raise ValueError("critic_backbone='adapter' needs a LoRA policy (--use_peft); use shared or model without it.")
+
+
 def adapter_value_head(model: Any, critic: CriticLossFunction, initial_value: float | None = None) -> AdapterValueHead:
     """A new adapter `critic` in the PEFT model, shaped like its active one, and the head to add with add_value_head.
 
     ValueError for a model without PEFT.
     """
-    if not isinstance(model, PeftModel):
-        raise ValueError("critic_backbone='adapter' needs a LoRA policy (--use_peft); use shared or model without it.")
+    require_lora(isinstance(model, PeftModel))
     active = model.active_adapter
     model.add_adapter(ADAPTER_NAME, copy.deepcopy(model.peft_config[active]))
     model.set_adapter(active)

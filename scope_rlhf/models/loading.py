@@ -48,17 +48,17 @@ def is_adapter(name_or_path: str) -> bool:
     return (Path(name_or_path).expanduser() / "adapter_config.json").exists()
 
 
-def find_model(name: str, setting: str, revision: str | None = None) -> tuple[str, Any]:
+def find_model(name: str, setting: str, **kwargs: Any) -> tuple[str, Any]:
     """(what `from_pretrained` takes for this name, its config; None for an adapter), before any weights are read.
 
     ValueError, beginning with `setting`, for a name that does not resolve: at once, where `from_pretrained` would first
-    retry for minutes without a network.
+    retry for minutes without a network. kwargs: revision and trust_remote_code, as for `from_pretrained`.
     """
     path = resolve_model_path(name, setting)
     if is_adapter(path):
         return path, None
     with explain_model_errors(name, setting):
-        return path, AutoConfig.from_pretrained(path, revision=revision)
+        return path, AutoConfig.from_pretrained(path, **kwargs)
 
 
 def load_tokenizer(name_or_path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -120,14 +120,16 @@ def _base_of(adapter: str, setting: str) -> str:
     return resolve_model_path(PeftConfig.from_pretrained(adapter).base_model_name_or_path or "", setting)
 
 
-def load_policy(config: PolicyConfig) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, LoraConfig | None]:
+def load_policy(
+    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, LoraConfig | None]:
     """Model, tokenizer and the LoRA configuration for the trainer to apply (None: full fine-tuning or own adapter).
 
     `model_name_or_path` is a Hub name, a folder, an embedded name (`embedded/reviews-gpt2`), or the folder of a LoRA
     adapter, which is then trained further; its frozen copy is the reference. Positions follow the attention mask from
-    here on (`derive_positions`).
+    here on (`derive_positions`). tokenizer: that of load_policy_tokenizer, where it is loaded already.
     """
-    tokenizer = load_policy_tokenizer(config)
+    tokenizer = load_policy_tokenizer(config) if tokenizer is None else tokenizer
     setting = "--model_name_or_path"
     path = resolve_model_path(str(config.model_name_or_path), setting)
     kwargs: dict[str, Any] = {"revision": config.model_revision, "attn_implementation": config.attn_implementation}

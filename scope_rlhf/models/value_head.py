@@ -5,6 +5,7 @@ import json
 import math
 import os
 import types
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,12 +190,8 @@ def save_critic(folder: str | os.PathLike[str], weights: Mapping[str, Tensor], c
 def check_critic_folder(source: str | os.PathLike[str], critic: CriticLossFunction) -> None:
     """ValueError where the folder or file cannot be loaded as this critic, as far as it shows without a model."""
     path = Path(source)
-    if (path / CRITIC_RECORD).is_file():
-        if not (path / CRITIC_WEIGHTS).is_file():
-            raise ValueError(f"{path} holds no critic: expected {CRITIC_WEIGHTS} and {CRITIC_RECORD}")
+    if _is_own(path):
         check_saved_critic(_read_record(path), critic, str(path))
-    elif not path.exists():
-        raise ValueError(f"critic_path {os.fspath(source)!r} does not exist; set --critic_path.")
     else:
         _trl_value_head(path)
 
@@ -205,8 +202,6 @@ def load_critic(folder: str | os.PathLike[str], model: Any, critic: CriticLossFu
     ValueError for a folder without a critic, a critic of another kind, support or backbone, and another width.
     """
     path = Path(folder)
-    if not (path / CRITIC_RECORD).is_file() or not (path / CRITIC_WEIGHTS).is_file():
-        raise ValueError(f"{path} holds no critic: expected {CRITIC_WEIGHTS} and {CRITIC_RECORD}")
     record = _read_record(path)
     try:
         saved = load_file(path / CRITIC_WEIGHTS)
@@ -238,8 +233,7 @@ def load_critic(folder: str | os.PathLike[str], model: Any, critic: CriticLossFu
 
 def load_any_critic(source: str | os.PathLike[str], model: Any, critic: CriticLossFunction) -> None:
     """load_critic for a folder with a critic.json, else load_trl_value_head."""
-    check_critic_folder(source, critic)
-    if (Path(source) / CRITIC_RECORD).exists():
+    if _is_own(Path(source)):
         load_critic(source, model, critic)
     else:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -264,7 +258,16 @@ def load_trl_value_head(source: str | os.PathLike[str], head: ValueHead) -> None
         head.bias.copy_(bias)
 
 
+def _is_own(path: Path) -> bool:
+    """Whether it is a folder of save_critic, rather than a checkpoint of TRL; ValueError where nothing is."""
+    if not path.exists():
+        raise ValueError(f"critic_path {os.fspath(path)!r} does not exist; set --critic_path.")
+    return (path / CRITIC_RECORD).is_file()
+
+
 def _read_record(path: Path) -> dict[str, Any]:
+    if not (path / CRITIC_RECORD).is_file() or not (path / CRITIC_WEIGHTS).is_file():
+        raise ValueError(f"{path} holds no critic: expected {CRITIC_WEIGHTS} and {CRITIC_RECORD}")
     try:
         record = json.loads((path / CRITIC_RECORD).read_text(encoding="utf-8"))
         missing = {"name", "parameters", "hidden_size", "backbone"} - set(record)
@@ -288,7 +291,8 @@ def _trl_value_head(path: Path) -> tuple[Path, Tensor, Tensor]:
             with safe_open(path, framework="pt") as file:
                 found = {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
         else:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped: only the two weights are read of a file that holds the whole policy.
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             found = {name: saved[name] for name in names if name in saved}
     except (SafetensorError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as weights ({error}); set --critic_path.") from error

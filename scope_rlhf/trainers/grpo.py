@@ -28,6 +28,7 @@ from scope_rlhf.trainers.rewards import guard_reward, probe_reward
 from scope_rlhf.trainers.rollout_state import load_rollout, read_state, save_rollout, skip_orders
 
 OBJECTIVE_FILE = "objective.json"
+HUB_SETTINGS = ("revision", "trust_remote_code")
 # The strength of these is relative to advantages of unit spread (paper: z-scored, eq. 9).
 NEEDS_UNIT_SPREAD = ("scope", "focal", "policy_entropy")
 
@@ -74,9 +75,11 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 stacklevel=2,
             )
         if isinstance(model, str):
-            model = find_model(model, "model")[0]
+            own: Any = args.model_init_kwargs or {}
+            given = {"trust_remote_code": args.trust_remote_code, **own}
+            model = find_model(model, "model", **{name: given[name] for name in HUB_SETTINGS if name in given})[0]
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        functions = [_checked_reward(f, args.nan_reward) for f in functions if f is not None]
+        functions = [_checked_reward(f, args) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
         check_batches(self.train_dataset, args)
         config: Any = self.model.config
@@ -320,12 +323,12 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands in for log_extra and log_metric during the trial call."""
 
 
-def _checked_reward(function: Any, nan_reward: str) -> Any:
+def _checked_reward(function: Any, args: ScopeGRPOConfig) -> Any:
     """A reward function under guard, a reward model, or the name of one; ValueError for anything else."""
     if isinstance(function, nn.Module):
         return function.eval()  # dropout would score one text twice differently
     if isinstance(function, str):
-        path, config = find_model(function, "reward_funcs")
+        path, config = find_model(function, "reward_funcs", trust_remote_code=args.trust_remote_code)
         if getattr(config, "num_labels", 1) == 1:
             return path
         # A classifier of several classes: the parent would give it a new, untrained output.
@@ -333,4 +336,4 @@ def _checked_reward(function: Any, nan_reward: str) -> Any:
         function = scorer.as_reward_function(function.rstrip("/").rpartition("/")[2])
     if not callable(function):
         raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
-    return guard_reward(function, nan_reward)
+    return guard_reward(function, args.nan_reward)

@@ -5,6 +5,7 @@ import math
 import warnings
 from typing import Any
 
+from scope_rlhf.models.critic_backbones import require_lora
 from scope_rlhf.models.value_head import check_critic_folder, initial_bias
 from scope_rlhf.objectives import CriticLossFunction, make_critic_loss
 
@@ -143,8 +144,8 @@ def check_critic(config: Any, critic: CriticLossFunction | None) -> None:
 
 def check_adapter(config: Any, lora: bool) -> None:
     """An adapter for the critic needs LoRA for the policy."""
-    if config.critic_backbone == "adapter" and not lora:
-        raise ValueError("critic_backbone='adapter' needs a LoRA policy (--use_peft); use shared or model without it.")
+    if config.critic_backbone == "adapter":
+        require_lora(lora)
 
 
 def check_groups(config: Any) -> int:
