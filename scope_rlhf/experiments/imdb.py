@@ -23,7 +23,8 @@ from rich.console import Console
 from transformers import ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 
-from scope_rlhf.data.imdb import load_review_prompt_splits, reviews_fingerprint
+from scope_rlhf.data.imdb import load_review_prompt_splits
+from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.evaluation.policy import Sample, compare_samples, sample_policy
 from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
 from scope_rlhf.experiments.resume import check_same_run, choose_output, find_checkpoint
@@ -113,8 +114,8 @@ def run(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             data={
                 "train_prompts": len(train_prompts),
                 "eval_prompts": len(eval_prompts),
-                "train_fingerprint": reviews_fingerprint(train_prompts),
-                "eval_fingerprint": reviews_fingerprint(eval_prompts),
+                "train_fingerprint": dataset_fingerprint(train_prompts),
+                "eval_fingerprint": dataset_fingerprint(eval_prompts),
             },
         )
         settings = {

@@ -16,8 +16,8 @@ from scope_rlhf.data.imdb import (
     load_review_prompts,
     review_key,
     review_part,
-    reviews_fingerprint,
 )
+from scope_rlhf.data.loading import dataset_fingerprint
 from tests.tiny import tiny_tokenizer
 
 SIZES = {"policy": 15015, "judge": 5946, "prompts_train": 1983, "prompts_eval": 939, "held_out": 1018}
@@ -59,7 +59,7 @@ def prompts_of(name, tokenizer, **changes):
 
 def test_every_part_has_the_reviews_it_has_on_every_machine(parts):
     assert {part: len(reviews) for part, reviews in parts.items()} == SIZES
-    assert {part: reviews_fingerprint(reviews) for part, reviews in parts.items()} == FINGERPRINTS
+    assert {part: dataset_fingerprint(reviews) for part, reviews in parts.items()} == FINGERPRINTS
 
 
 def test_no_review_is_in_two_parts_or_twice_in_one(parts):
@@ -143,7 +143,7 @@ def test_the_seed_decides_the_order_and_nothing_else_does(review_file, tokenizer
     assert first["prompt"] == again["prompt"] != other["prompt"]
     assert set(first["review_key"]) == set(other["review_key"])
     assert prompts_of(review_file, tokenizer, num_prompts=5)["prompt"] == first["prompt"][:5]
-    assert reviews_fingerprint(first) == reviews_fingerprint(again) != reviews_fingerprint(other)
+    assert dataset_fingerprint(first) == dataset_fingerprint(again) != dataset_fingerprint(other)
 
 
 def test_a_review_in_both_splits_is_a_training_review(tmp_path, tokenizer):
