@@ -161,8 +161,8 @@ def load_documentation(part: str) -> list[Entry]:
     entries = [entry for entry in all_documentation() if entry.part == part]
     if not entries:
         raise ValueError(
-            f"part {part!r} of {EMBEDDED_DOCUMENTATION} is empty: of {', '.join(DOCUMENTATION_PACKAGES)} these versions "
-            f"were found: {documentation_versions()}. Were they installed without their sources?"
+            f"part {part!r} of {EMBEDDED_DOCUMENTATION} is empty; of its {len(DOCUMENTATION_PACKAGES)} packages these "
+            f"versions were found: {documentation_versions()}. Were they installed without their sources?"
         )
     return entries
 

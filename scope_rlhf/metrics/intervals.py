@@ -61,8 +61,8 @@ def paired_interval(
 
     Raises ValueError for unequal lengths, no rows, or values that are not finite.
     """
-    _check_settings(confidence, resamples)
-    columns = [_column("before", before), _column("after", after)]
+    check_settings(confidence, resamples)
+    columns = [value_column("before", before), value_column("after", after)]
     weights = [
         _weights("before_weights", before_weights, columns[0]),
         _weights("after_weights", after_weights, columns[1]),
@@ -91,11 +91,40 @@ def paired_interval(
 
 def mean_interval(values: Values, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """The mean with its BCa bootstrap interval. n = 1: the bounds are infinite. ValueError as in paired_interval."""
-    _check_settings(confidence, resamples)
-    column = _column("values", values)
+    check_settings(confidence, resamples)
+    column = value_column("values", values)
     rows = np.stack([column, np.ones_like(column)], axis=1)
     low, high = _bca(rows, lambda sums: sums[..., 0] / sums[..., 1], confidence, resamples, seed)
     return Interval(float(column.mean()), low, high, len(column))
+
+
+def interval_over_runs(
+    runs: Sequence[Values], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean over runs (seeds) of their means, with a hierarchical bootstrap: runs are drawn, then prompts in each.
+
+    Percentile bounds; n is the number of runs. With fewer than about five runs the interval is too narrow, since the
+    runs that were made are all that it knows of. One run: prompts only. ValueError as in mean_interval.
+    """
+    check_settings(confidence, resamples)
+    columns = [value_column(f"run {number}", run) for number, run in enumerate(runs)]
+    if not columns:
+        raise ValueError("at least one run is needed")
+    generator = np.random.default_rng(seed)
+    # Means of every run over its own resampled prompts, then a draw of runs for each resample.
+    means = np.stack([_resampled_means(column, resamples, generator) for column in columns], axis=1)
+    drawn = np.empty(resamples)
+    for row, picks in enumerate(generator.integers(len(columns), size=(resamples, len(columns)))):
+        # A run that is drawn twice takes other prompts the second time.
+        drawn[row] = np.mean([means[(row + repeat) % resamples, run] for repeat, run in enumerate(picks)])
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(np.mean([c.mean() for c in columns])), float(low), float(high), len(columns))
+
+
+def _resampled_means(column: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    step = max(1, _DRAWS // len(column))
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    return np.concatenate([column[generator.integers(len(column), size=(k, len(column)))].mean(1) for k in sizes])
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -104,7 +133,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     centre = (p + z^2 / 2n) / (1 + z^2 / n),  half width = z sqrt(p (1-p) / n + z^2 / 4n^2) / (1 + z^2 / n).
     Ties that count one half are not successes of a proportion: mean_interval over the scores is the tool for them.
     """
-    _check_settings(confidence, 1)
+    check_settings(confidence, 1)
     if n < 1 or not 0 <= successes <= n or int(successes) != successes:
         raise ValueError(
             f"successes must be a whole number between 0 and n >= 1, got {successes} of {n}; "
@@ -136,9 +165,12 @@ def _bca(
     for start in range(0, resamples, step):
         picks = generator.integers(n, size=(min(step, resamples - start), n))
         drawn.append(statistic(rows[picks].sum(axis=1)))
-    samples = np.concatenate(drawn)
+    return bca_bounds(value, np.concatenate(drawn), without, confidence)
 
-    normal = NormalDist()
+
+def bca_bounds(value: float, samples: np.ndarray, without: np.ndarray, confidence: float) -> tuple[float, float]:
+    """BCa bounds of a statistic: its value, its resamples [R] and its values [n] without each row (the jackknife)."""
+    resamples, normal = len(samples), NormalDist()
     below = ((samples < value).mean() + (samples <= value).mean()) / 2
     bias = normal.inv_cdf(float(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples)))
     spread = without.mean() - without
@@ -151,14 +183,14 @@ def _bca(
     return float(low), float(high)
 
 
-def _check_settings(confidence: float, resamples: int) -> None:
+def check_settings(confidence: float, resamples: int) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
 
 
-def _column(name: str, values: Values) -> np.ndarray:
+def value_column(name: str, values: Values) -> np.ndarray:
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1 or not len(column):
         raise ValueError(f"{name} must be one number per prompt, at least one; got shape {column.shape}")
@@ -171,7 +203,7 @@ def _column(name: str, values: Values) -> np.ndarray:
 def _weights(name: str, weights: Values | None, column: np.ndarray) -> np.ndarray:
     if weights is None:
         return np.ones_like(column)
-    values = _column(name, weights)
+    values = value_column(name, weights)
     if values.shape != column.shape or (values <= 0).any():
         raise ValueError(f"{name} must be one positive number per prompt ({len(column)}), got shape {values.shape}")
     return values
