@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from scope_rlhf.hub import explain_model_errors
 from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.positions import derive_positions
+from scope_rlhf.models.reward import OFFSET
 from scope_rlhf.models.value_head import ADAPTER_NAME, ValueHead, add_value_head
 from scope_rlhf.objectives import CriticLossFunction
 
@@ -142,6 +143,7 @@ def model_value_head(
     if isinstance(score, nn.Linear) and trained and score.weight.shape == head.weight.shape:
         with torch.no_grad():
             head.weight.copy_(score.weight)
+            head.bias.fill_(-float(getattr(whole.config, OFFSET, 0.0)))  # values are of the centred scores
             if score.bias is not None:
-                head.bias.copy_(score.bias)
+                head.bias.add_(score.bias)
     return head

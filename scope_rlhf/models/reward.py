@@ -12,6 +12,8 @@ from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.loading import is_adapter
 
 OUTPUTS = ("probability", "logit")
+# Settings in the config of a reward model.
+END_TOKEN, OFFSET = "reward_end_token", "reward_offset"
 # Names of the rewarded class where none is given; lvwerra/distilbert-imdb calls it LABEL_1 or POSITIVE.
 POSITIVE_LABELS = ("positive", "pos", "label_1")
 
@@ -22,6 +24,10 @@ class RewardScorer:
     output: "probability" is softmax(logits)[label] (sigmoid for a multi-label classifier), "logit" is logits[label].
     A model with a single logit is a scalar reward model and gives that logit under both. A text longer than
     max_length tokens loses its beginning, because a completion stands at the end.
+
+    A reward model of trainers.reward carries two more settings in its config: with END_TOKEN every text gets the
+    tokenizer's end token, at which the model was trained to score; OFFSET, the mean score of reference completions, is
+    subtracted, so that a score of 0 is a completion as good as these.
     """
 
     def __init__(
@@ -46,6 +52,10 @@ class RewardScorer:
         self.batch_size = batch_size
         self.max_length = max_length
         self.output = output
+        self.end_token = bool(getattr(model.config, END_TOKEN, False))
+        self.offset = float(getattr(model.config, OFFSET, 0.0))
+        if self.end_token and tokenizer.eos_token_id is None:
+            raise ValueError(f"the reward model scores at an end token ({END_TOKEN}), and its tokenizer has none")
         tokenizer.truncation_side = "left"
 
     @classmethod
@@ -97,8 +107,10 @@ class RewardScorer:
         scores = torch.empty(len(texts))
         if not texts:
             return scores
-        limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        end = [self.tokenizer.eos_token_id] if self.end_token else []
+        limit = {"truncation": True, "max_length": max(self.max_length - len(end), 1)} if self.max_length else {}
         rows = self.tokenizer(texts, verbose=False, add_special_tokens=add_special_tokens, **limit)["input_ids"]
+        rows = [row if row[-1:] == end else row + end for row in rows]
         # The longest first: a batch that does not fit in memory fails at once.
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
         for start in range(0, len(order), self.batch_size):
@@ -144,7 +156,7 @@ class RewardScorer:
         device = self.model.device
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().cpu()
         if self.output == "logit" or logits.shape[-1] == 1:
-            return logits[:, self.label_id]
+            return logits[:, self.label_id] - self.offset
         multi_label = self.model.config.problem_type == "multi_label_classification"
         return (logits.sigmoid() if multi_label else logits.softmax(-1))[:, self.label_id]
 
