@@ -1,0 +1,259 @@
+"""The judge behind an OpenAI-compatible endpoint: retries, concurrency, a cache on disk, a log of cost and latency."""
+
+import hashlib
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from scope_rlhf.evaluation.judges import (
+    INVALID,
+    WORDING,
+    Comparison,
+    Judgement,
+    check_wording,
+    fill_wording,
+    read_verdict,
+)
+from scope_rlhf.runtime.files import json_line, read_json_lines
+
+# Answers of a server that may be other ones a moment later.
+TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
+LONGEST_WAIT = 60.0
+
+
+@dataclass
+class EndpointConfig:
+    """Where and how to ask.
+
+    base_url: up to /v1, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1. api: "chat" (chat/completions)
+    or "completions". api_key_variable: the environment variable with the key; a server on this machine needs none.
+    timeout: seconds for one request. retries: further attempts after a transient failure, waiting 1, 2, 4, ... seconds
+    (or as long as the server asks, at most a minute). prices: per million tokens of the question and of the answer.
+    """
+
+    base_url: str
+    model: str
+    api: str = "chat"
+    api_key_variable: str = "OPENAI_API_KEY"
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    timeout: float = 60.0
+    retries: int = 5
+    concurrency: int = 8
+    wording: str = WORDING
+    price_prompt: float = 0.0
+    price_completion: float = 0.0
+    seed: int | None = 0
+
+    def __post_init__(self):
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"judge_base_url must begin with http:// or https://, got {self.base_url!r}; set --judge_base_url."
+            )
+        if self.api not in ("chat", "completions"):
+            raise ValueError(f"judge_api must be chat or completions, got {self.api!r}; set --judge_api.")
+        for name, least in (("max_new_tokens", 1), ("concurrency", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"judge_{name} must be at least {least}, got {getattr(self, name)}.")
+        if not self.timeout > 0:
+            raise ValueError(f"judge_timeout must be positive, got {self.timeout}.")
+        check_wording(self.wording)
+
+    @property
+    def local(self) -> bool:
+        """Whether the server is on this machine."""
+        host = self.base_url.split("//", 1)[1].split("/", 1)[0].rsplit(":", 1)[0]
+        return host in ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
+
+    def key(self) -> str | None:
+        """The key from the environment; ValueError where it is missing and the server is not on this machine."""
+        key = os.environ.get(self.api_key_variable)
+        if not key and not self.local:
+            raise ValueError(
+                f"the judge at {self.base_url} needs a key: set the environment variable {self.api_key_variable} "
+                "(another name by --judge_api_key_variable)."
+            )
+        return key
+
+
+class EndpointJudge:
+    """Asks an OpenAI-compatible endpoint; `cache` (a .jsonl file) keeps every answer, so that a killed run resumes.
+
+    An answer that names no verdict is invalid and kept. A request that still fails after its retries is invalid and
+    not kept, so that the next run asks again. The first request is made alone: an endpoint that cannot be reached, a
+    refused key and an unknown model are one ConnectionError or ValueError before the others are sent.
+
+    The log beside the cache (<cache>.log.jsonl) has one line for each request: status, seconds, tokens, cost.
+    """
+
+    def __init__(self, config: EndpointConfig, cache: str | Path):
+        self.config, self.cache = config, Path(cache)
+        self.log = self.cache.with_suffix(".log.jsonl")
+        self.name = f"{config.model} at {config.base_url}"
+        self._key = config.key()
+        self._lock = threading.Lock()
+        self._waits = random.Random(0)
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        self._answers: dict[str, str] = {}
+        if self.cache.exists():
+            self._answers = {row["key"]: row["words"] for row in read_json_lines(self.cache)}
+            _cut_last_line(self.cache)
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+        questions = {self._hash(c): fill_wording(self.config.wording, c) for c in comparisons}
+        todo = [(key, question) for key, question in questions.items() if key not in self._answers]
+        failed: dict[str, str] = {}
+
+        def ask(item: tuple[str, str]) -> None:
+            key, question = item
+            try:
+                words = self._ask(question)
+            except _Failed as error:
+                failed[key] = str(error)
+                return
+            with self._lock:
+                self._answers[key] = words
+                with self.cache.open("a", encoding="utf-8") as file:
+                    file.write(json_line({"key": key, "words": words}))
+
+        with tqdm(total=len(todo), desc=f"judge {self.config.model}", leave=False, dynamic_ncols=True) as progress:
+            if todo:
+                self._probe(todo[0], ask, failed)
+                progress.update()
+            with ThreadPoolExecutor(self.config.concurrency) as pool:
+                for _ in pool.map(ask, todo[1:]):
+                    progress.update()
+        judgements = []
+        for c in comparisons:
+            key = self._hash(c)
+            if key in failed:
+                judgements.append(Judgement(INVALID, f"no answer: {failed[key]}"))
+            else:
+                words = self._answers[key]
+                judgements.append(Judgement(read_verdict(words), words.strip()))
+        return judgements
+
+    def cost(self) -> dict[str, float]:
+        """Of all requests in the log: requests, failures, seconds of a request (median), tokens, cost."""
+        rows = read_json_lines(self.log) if self.log.exists() else []
+        answered = sorted(row["seconds"] for row in rows if row["status"] == 200)
+        return {
+            "requests": len(rows),
+            "failed": len(rows) - len(answered),
+            "median_seconds": answered[len(answered) // 2] if answered else 0.0,
+            "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+            "completion_tokens": sum(row["completion_tokens"] for row in rows),
+            "cost": sum(row["cost"] for row in rows),
+        }
+
+    def _hash(self, comparison: Comparison) -> str:
+        """Everything that the answer depends on."""
+        c = self.config
+        asked = [
+            c.base_url,
+            c.model,
+            c.api,
+            c.max_new_tokens,
+            c.temperature,
+            c.seed,
+            fill_wording(c.wording, comparison),
+        ]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+    def _probe(self, item: tuple[str, str], ask: Any, failed: dict[str, str]) -> None:
+        ask(item)
+        if item[0] in failed:
+            raise ConnectionError(
+                f"the judge at {self.config.base_url} did not answer the first question ({failed[item[0]]}). Check "
+                "--judge_base_url and that the server runs; answers that were given before are kept."
+            )
+
+    def _ask(self, question: str) -> str:
+        """The words of one answer, after at most `retries` further attempts."""
+        said = ""
+        for attempt in range(self.config.retries + 1):
+            started = time.monotonic()
+            asked_to_wait = None
+            status, body = 0, {}
+            try:
+                response = requests.post(
+                    self.config.base_url.rstrip("/") + ("/chat/completions" if self._chat else "/completions"),
+                    json=self._request(question),
+                    headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                    timeout=self.config.timeout,
+                )
+                status = response.status_code
+                if status in (400, 401, 403, 404, 422):
+                    raise ValueError(
+                        f"the judge at {self.config.base_url} refused the request with status {status}: "
+                        f"{response.text[:300]!r}. Check --judge_base_url, --judge_model, --judge_api and the key in "
+                        f"{self.config.api_key_variable}."
+                    )
+                asked_to_wait = response.headers.get("Retry-After")
+                said = f"status {status}: {response.text[:200]}"
+                if status == 200:
+                    body = response.json()
+                    return self._words(body)
+                if status not in TRANSIENT:
+                    break
+            except (requests.RequestException, KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
+                said = f"{type(error).__name__}: {error}" if not said or status != 200 else f"no answer in {said}"
+            finally:
+                self._write_log(status, time.monotonic() - started, body)
+            if attempt < self.config.retries:
+                time.sleep(self._wait(attempt, asked_to_wait))
+        raise _Failed(said)
+
+    @property
+    def _chat(self) -> bool:
+        return self.config.api == "chat"
+
+    def _request(self, question: str) -> dict[str, Any]:
+        c = self.config
+        asked: dict[str, Any] = {"model": c.model, "max_tokens": c.max_new_tokens, "temperature": c.temperature}
+        if c.seed is not None:
+            asked["seed"] = c.seed
+        return asked | ({"messages": [{"role": "user", "content": question}]} if self._chat else {"prompt": question})
+
+    def _words(self, body: dict[str, Any]) -> str:
+        choice = body["choices"][0]
+        words = choice["message"]["content"] if self._chat else choice["text"]
+        return "" if words is None else str(words)
+
+    def _wait(self, attempt: int, asked: str | None) -> float:
+        try:
+            return min(max(float(asked or ""), 0.0), LONGEST_WAIT)
+        except ValueError:
+            with self._lock:
+                return min(2.0**attempt, LONGEST_WAIT) * (0.5 + self._waits.random() / 2)
+
+    def _write_log(self, status: int, seconds: float, body: dict[str, Any]) -> None:
+        usage = body.get("usage") or {}
+        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        cost = (tokens[0] * self.config.price_prompt + tokens[1] * self.config.price_completion) / 1e6
+        row = {"status": status, "seconds": round(seconds, 3), "prompt_tokens": tokens[0],
+               "completion_tokens": tokens[1], "cost": cost}  # fmt: skip
+        with self._lock, self.log.open("a", encoding="utf-8") as file:
+            file.write(json_line(row))
+
+
+class _Failed(Exception):
+    """A request without an answer after all attempts."""
+
+
+def _cut_last_line(path: Path) -> None:
+    """Remove what a killed run left of its last line, so that the next line begins where one does."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
