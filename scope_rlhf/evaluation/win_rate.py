@@ -31,11 +31,13 @@ class WinRateResult:
         write_json_lines(Path(folder) / PAIRS_FILE, self.pairs)
 
 
-def compare(a: System, b: System, judge: Judge, confidence: float = 0.95, seed: int = 0) -> WinRateResult:
+def compare(
+    a: System, b: System, judge: Judge, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> WinRateResult:
     """The win rate of system `a` over system `b`.
 
     Every pair is judged with a in front and with b in front; see metrics.win_rate for what becomes of the verdicts.
-    The length-controlled rate takes the difference in words. Empty completions are judged like others and counted.
+    The length-controlled rate takes the difference in words, and a fifth of the resamples. Empty completions are judged like others and counted.
     ValueError for systems with other prompts. Where no pair is valid the rates are None.
     """
     b = align(a, b)
@@ -50,8 +52,10 @@ def compare(a: System, b: System, judge: Judge, confidence: float = 0.95, seed: 
     rates: WinRate | None = None
     controlled: Interval | None = None
     if valid.any():
-        rates = win_rate(*verdicts, confidence=confidence, seed=seed)
-        controlled = length_controlled_win_rate(scores[valid], difference[valid], confidence, seed=seed)
+        rates = win_rate(*verdicts, confidence=confidence, resamples=resamples, seed=seed)
+        controlled = length_controlled_win_rate(
+            scores[valid], difference[valid], confidence, max(resamples // 5, 1), seed
+        )
     invalid = int((~valid).sum())
     summary = {
         "system_a": _describe(a), "system_b": _describe(b), "judge": judge.name, "pairs": len(shown),
@@ -77,7 +81,8 @@ def check_invalid(summary: dict[str, Any], limit: float, example: str = "") -> N
     if summary["invalid_share"] > limit:
         raise ValueError(
             f"{summary['invalid']} of {summary['pairs']} pairs have an answer that names no verdict, more than the "
-            f"share of {limit:g} that --max_invalid allows; the judge {summary['judge']} said, for one: {example[:300]!r}"
+            f"share of {limit:g} that --max_invalid allows. The judge {summary['judge']} said, for one: "
+            f"{example[:300]!r}"
         )
 
 
