@@ -37,7 +37,8 @@ def compare(
     """The win rate of system `a` over system `b`.
 
     Every pair is judged with a in front and with b in front; see metrics.win_rate for what becomes of the verdicts.
-    The length-controlled rate takes the difference in words, and a fifth of the resamples. Empty completions are judged like others and counted.
+    The length-controlled rate takes the difference in words, and a fifth of the resamples. Empty completions are judged
+    like others and counted.
     ValueError for systems with other prompts. Where no pair is valid the rates are None.
     """
     b = align(a, b)

@@ -12,7 +12,6 @@ from scope_rlhf.evaluation.judges import FunctionJudge, Judgement
 from scope_rlhf.evaluation.win_rate import check_invalid, invalid_example
 from scope_rlhf.evaluation.win_rate import compare as compare_systems
 
-
 compare = functools.partial(compare_systems, resamples=1000)
 
 
