@@ -1,6 +1,5 @@
 """Summaries read from installed packages: what is read, what is left out, and that no page is in two parts."""
 
-import json
 import re
 import warnings
 
@@ -105,9 +104,7 @@ def test_files_are_read_in_order_without_tests_and_without_those_that_do_not_par
     names = [name for _, name, _ in read_package("paper_mill")]
     assert names[:4] == ["paper_mill.part00.f0", "paper_mill.part00.f1", "paper_mill.part00.f2", "paper_mill.part01.f0"]
     assert len(names) == 120
-    with pytest.raises(
-        ImportError, match="the package 'no_such_package', which 'documentation' reads, is not installed"
-    ):
+    with pytest.raises(ImportError, match="'no_such_package', which 'documentation' reads, is not installed"):
         list(read_package("no_such_package"))
 
 
@@ -215,4 +212,4 @@ def test_reading_imports_no_module_and_warns_of_nothing(package):
     (package / "part00.py").write_text('raise SystemExit\n\n\ndef f():\n    """An invalid \\d escape here.\n    """\n')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert json.dumps([name for _, name, _ in read_package("paper_mill")][0]) == '"paper_mill.part00.f"'
+        assert next(name for _, name, _ in read_package("paper_mill")) == "paper_mill.part00.f"
