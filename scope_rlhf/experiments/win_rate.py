@@ -193,8 +193,8 @@ def _keep_arguments(folder: Path, arguments: WinRateArguments) -> None:
         changed = [name for name in now if now[name] != before.get(name) and name not in free]
         if changed:
             raise ValueError(
-                f"{folder} holds a comparison with another {', '.join(changed)}; give another --output_dir, or the same "
-                "arguments to go on with it."
+                f"{folder} holds a comparison with another {', '.join(changed)}; give another --output_dir, or "
+                "the same arguments to go on with it."
             )
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file; give a folder.")
