@@ -26,7 +26,8 @@ from transformers.trainer_callback import PrinterCallback
 from scope_rlhf.data.imdb import load_review_prompt_splits
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.evaluation.policy import Sample, compare_samples, sample_policy
-from scope_rlhf.experiments.imdb_arguments import ImdbArguments, parse_arguments
+from scope_rlhf.experiments.arguments import parse_arguments
+from scope_rlhf.experiments.imdb_arguments import EXPERIMENT, ImdbArguments
 from scope_rlhf.experiments.resume import check_same_run, choose_output, find_checkpoint
 from scope_rlhf.hub import explain_push_errors
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
@@ -50,7 +51,7 @@ TRAINERS: dict[str, type[ScopeGRPOTrainer]] = {"grpo": ScopeGRPOTrainer, "ppo": 
 def main(argv: Sequence[str], prog: str | None = None, algorithm: str | None = None) -> int:
     """Run the experiment that the command line describes; the exit status. `prog` is the command in the help."""
     _quiet_libraries()
-    script, policy, training = parse_arguments(list(argv), prog, algorithm)
+    script, policy, training = parse_arguments(EXPERIMENT, list(argv), prog, algorithm)
     run(script, policy, training)
     return 0
 

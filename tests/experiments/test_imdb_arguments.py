@@ -1,16 +1,20 @@
 """Settings of the IMDB experiment: precedence, the two sets of defaults, early refusals."""
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from scope_rlhf.experiments.imdb_arguments import EMBEDDED_CRITICS, parse_arguments
+from scope_rlhf.experiments import arguments
+from scope_rlhf.experiments.imdb_arguments import EMBEDDED_CRITICS, EXPERIMENT
 from scope_rlhf.objectives import make_critic_loss
 from scope_rlhf.trainers import ScopePPOConfig
 
 BASE = ["--use_cpu", "true"]
+
+parse_arguments = functools.partial(arguments.parse_arguments, EXPERIMENT)
 
 
 def test_no_arguments_is_the_embedded_run():
