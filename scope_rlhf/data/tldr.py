@@ -105,12 +105,14 @@ def load_tldr_preferences(
 ) -> Dataset:
     """Preference pairs: columns prompt, chosen, rejected and kind ("human", or one of SYNTHETIC_KINDS).
 
-    Synthetic pairs (documentation): for every entry one pair of each kind; `sampled` maps prompts to a model's summary
-    and leaves that kind out where None. The other arguments and errors are those of load_tldr.
+    Synthetic pairs (documentation): for every entry one pair of each kind; `sampled` maps prompts to a model's summary,
+    and only these entries are taken then; where it is None, or a summary empty, there is no pair of that kind. The
+    other arguments and errors are those of load_tldr.
     """
     if dataset_name == EMBEDDED_DOCUMENTATION:
         entries = load_documentation({"train": "policy"}.get(part, part))
         rows = synthetic_pairs(entries, seed, sampled)
+        rows = rows if sampled is None else [row for row in rows if row[0] in sampled]
     else:
         data, where = _load_rows(dataset_name, part, split, setting)
         read = _reader(data, where, pairs=True)

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,32 @@ import yaml
 from trl import TrlParser
 
 from scope_rlhf.models.embedded import EMBEDDED_MODELS
-from scope_rlhf.models.loading import PolicyConfig
+from scope_rlhf.models.loading import PolicyConfig, is_adapter
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
-from scope_rlhf.trainers.ppo_checks import CRITIC_ONLY
+from scope_rlhf.trainers.ppo_checks import CRITIC_ONLY, check_adapter
+from scope_rlhf.trainers.ppo_config import ScopePPOConfig
+
+
+@dataclass
+class RunArguments:
+    """Settings of every RL run beside those of the policy and of training. A task adds its own, and gives the names of
+    data and models its defaults.
+    """
+
+    algorithm: str = field(default="grpo", metadata={"help": "grpo or ppo."})
+    dataset_name: str = field(default="", metadata={"help": "Prompts: Hub name, file, folder or embedded set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of the training prompts."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split of the evaluation prompts."})
+    reward_model_name_or_path: str = field(default="", metadata={"help": "Scorer that is optimised."})
+    judge_model_name_or_path: str = field(default="none", metadata={"help": "Held-out scorer that only measures."})
+    num_train_prompts: int | None = field(default=None, metadata={"help": "Training prompts; default all."})
+    num_eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts measured before and after."})
+    num_validation_prompts: int = field(
+        default=64,
+        metadata={"help": "Training prompts kept back to measure while training, where eval_strategy asks for it."},
+    )
+    eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's sampling."})
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
 
 
 @dataclass(frozen=True)
@@ -62,14 +85,32 @@ def parse_arguments(
         defaults.pop("steps_per_generation", None)
     if _is_given(argv, config, "total_episodes"):
         defaults.pop("max_steps")
-    # Abbreviated flags would pass by the choice of defaults above.
-    parser = TrlParser((experiment.script, PolicyConfig, training_class), prog=prog, allow_abbrev=False)  # pyright: ignore
+    script, policy, training = parse_settings(
+        (experiment.script, PolicyConfig, training_class), defaults, argv, config, config_file, prog
+    )
+    experiment.check(script, policy, training)
+    return script, policy, training
+
+
+def parse_settings(
+    classes: tuple[type, ...],
+    defaults: Mapping[str, Any],
+    argv: Sequence[str],
+    config: Mapping[str, Any],
+    config_file: str | None,
+    prog: str | None = None,
+) -> tuple[Any, ...]:
+    """One instance of each dataclass: the command line over the file's settings over the defaults.
+
+    ValueError for a key or a flag that none of the classes has; abbreviated flags are such.
+    """
+    parser = TrlParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
     unused = parser.set_defaults_with_config(**defaults)
     if unused:
         raise ValueError(f"defaults that no setting takes: {unused}")
     _set_from_config(parser, config, str(config_file))
     try:
-        script, policy, training, rest = parser.parse_args_and_config(argv, return_remaining_strings=True)
+        *found, rest = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
     except SystemExit as stop:
         if stop.code:
             raise ValueError("a setting could not be read; the message above names it.") from None
@@ -78,8 +119,28 @@ def parse_arguments(
         known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
         meant = _meant(rest[0].partition("=")[0], known)
         raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
-    experiment.check(script, policy, training)
-    return script, policy, training
+    return tuple(found)
+
+
+def parse_stage(
+    classes: tuple[type, ...],
+    embedded: Mapping[str, Any],
+    paper: Mapping[str, Any],
+    argv: Sequence[str],
+    prog: str | None = None,
+    model: str = "",
+) -> tuple[Any, ...]:
+    """parse_settings for supervised stages: `embedded` are the defaults where the model (default: `model`) is an
+    embedded one or none is named, `paper` those of any other.
+    """
+    argv, config_file = _take_config(_spell(argv))
+    config = _read_config(config_file) if config_file else {}
+    name = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or model
+    defaults = {**(embedded if not name or name in EMBEDDED_MODELS else paper)}
+    defaults["use_cpu"] = not torch.accelerator.is_available()
+    # TRL's own default is bf16 wherever fp16 is off, also on CPUs that emulate it.
+    defaults["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return parse_settings(classes, defaults, argv, config, config_file, prog)
 
 
 def _fit_to_critic(
@@ -139,7 +200,7 @@ def _read_config(path: str) -> dict[str, Any]:
     return content
 
 
-def _set_from_config(parser: TrlParser, config: dict[str, Any], path: str) -> None:
+def _set_from_config(parser: TrlParser, config: Mapping[str, Any], path: str) -> None:
     """Make the file's values the parser's defaults. Numbers go in as text, so that they are read as on the command
     line: `model_name_or_path: 5` is a name, and `max_steps: many` an error.
     """
@@ -179,3 +240,26 @@ def _value_of(argv: Sequence[str], flag: str) -> str | None:
 
 def _is_given(argv: Sequence[str], config: dict[str, Any], name: str) -> bool:
     return name in config or _value_of(argv, f"--{name}") is not None
+
+
+def check_run(script: RunArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
+    """ValueError for sizes and settings of an RL run that cannot work together, before anything is loaded."""
+    if isinstance(training, ScopePPOConfig):
+        check_adapter(training, policy.use_peft or is_adapter(policy.model_name_or_path or ""))
+    if script.num_train_prompts is not None and script.num_train_prompts < 1:
+        raise ValueError(f"num_train_prompts must be at least 1, or left out for all, got {script.num_train_prompts}.")
+    if script.num_eval_prompts < 2:
+        raise ValueError(f"num_eval_prompts must be at least 2 for an interval, got {script.num_eval_prompts}.")
+    if training.eval_strategy != "no" and script.num_validation_prompts < 1:
+        raise ValueError(
+            f"eval_strategy={training.eval_strategy!s} needs validation prompts, got num_validation_prompts="
+            f"{script.num_validation_prompts}; set --num_validation_prompts."
+        )
+    if training.max_completion_length is None or training.max_completion_length < 1:
+        raise ValueError(f"max_completion_length must be at least 1, got {training.max_completion_length}.")
+    if script.num_threads is not None and script.num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {script.num_threads}.")
+    if training.push_to_hub and not training.hub_model_id:
+        raise ValueError(
+            "push_to_hub needs the repository: set --hub_model_id, which alone pushes the final model with its card."
+        )

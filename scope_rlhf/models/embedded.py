@@ -9,6 +9,7 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 # Public name -> folder below WEIGHTS_FOLDER.
 EMBEDDED_MODELS = {
     "embedded/reviews-gpt2": "reviews_gpt2",
+    "embedded/documentation-gpt2": "documentation_gpt2",
     "embedded/sentiment-reward": "sentiment_reward",
     "embedded/sentiment-judge": "sentiment_judge",
 }

@@ -7,7 +7,10 @@ from transformers import TrainerCallback
 
 from scope_rlhf.runtime import RunFolder
 
-SHOWN = {"reward": "reward", "rewards/sentiment_judge/mean": "judge", "kl": "kl/token"}
+SHOWN = {
+    "reward": "reward", "rewards/sentiment_judge/mean": "judge", "rewards/summary_judge/mean": "judge",
+    "kl": "kl/token", "loss": "loss", "accuracy": "accuracy",
+}  # fmt: skip
 
 
 class MetricsFile(TrainerCallback):

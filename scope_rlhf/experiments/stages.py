@@ -1,0 +1,97 @@
+"""Stages of a chain: each in a folder named by the hash of all that it depends on, and skipped once it is done."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+
+from scope_rlhf import __version__
+from scope_rlhf.models.embedded import is_model_folder
+from scope_rlhf.runtime.files import json_line, write_json
+
+STAGE_FILE = "stage.json"
+# Settings that say nothing about what a stage produces.
+NO_INPUT = frozenset(
+    (
+        "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "logging_steps", "logging_first_step",
+        "save_steps", "save_strategy", "save_total_limit", "resume_from_checkpoint", "hub_model_id", "hub_token",
+        "push_to_hub", "hub_private_repo", "hub_strategy", "num_threads", "trackio_space_id", "project", "local_rank",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is done: its folder, what it measured, the seconds it took, and whether it was done before."""
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+    seconds: float
+    cached: bool
+
+
+def stage_inputs(*settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """All settings but those of NO_INPUT, `more`, and the version of this package, as JSON has them."""
+    merged = {name: value for part in settings for name, value in part.items() if name not in NO_INPUT}
+    return json.loads(json_line({**merged, **more, "scope_rlhf": __version__}))
+
+
+def stage_folder(root: str | Path, name: str, inputs: dict[str, Any]) -> Path:
+    """<root>/<name>-<the first 12 digits of the SHA-256 of the inputs>."""
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    return Path(root) / f"{name}-{key}"
+
+
+def read_stage(folder: Path) -> dict[str, Any] | None:
+    """stage.json of a stage that is done; None where it is not, or where the file is damaged."""
+    try:
+        record = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "results" in record else None
+
+
+def run_stage(
+    root: str | Path, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], console: Console
+) -> Stage:
+    """The stage's results: read where it is done, else those of work(folder), which are JSON.
+
+    stage.json is written last, so that a killed stage is not taken for a finished one; `work` finds what the earlier
+    attempt has left in the folder and may go on from it. All processes call it together.
+    """
+    folder = stage_folder(root, name, inputs)
+    state = PartialState()
+    record = read_stage(folder)
+    state.wait_for_everyone()  # no process may see what the first one writes below
+    if record is not None:
+        console.print(f"[bold]{name}[/]: done before, {folder}")
+        return Stage(name, folder, record["results"], float(record["seconds"]), True)
+    console.rule(f"[bold]{name}[/] -> {folder}", align="left")
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    state.wait_for_everyone()
+    started = time.perf_counter()
+    results = work(folder)
+    state.wait_for_everyone()
+    seconds = time.perf_counter() - started
+    if state.is_main_process:
+        write_json(folder / STAGE_FILE, {"name": name, "inputs": inputs, "results": results, "seconds": seconds})
+    state.wait_for_everyone()
+    console.print(f"[bold]{name}[/]: {seconds:.0f} s")
+    return Stage(name, folder, json.loads(json_line(results)), seconds, False)
+
+
+def model_identity(name: str) -> Any:
+    """What a stage depends on by a model's name: the name, and of a local folder its files with size and time."""
+    path = Path(name).expanduser()
+    if not is_model_folder(path):
+        return name
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name != "README.md"]
+    return [name, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]

@@ -1,0 +1,315 @@
+"""Reward models of summaries from preference pairs: a stage of TL;DR, and reward_models/tldr_preference.py.
+
+role "reward" trains the model that RL optimises, role "judge" the held-out one that only measures: another seed and,
+of the embedded set, another part of the documentation, so that the two share no page. Accuracy, agreement by kind of
+pair and calibration are measured on a part that neither has seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from trl import RewardConfig
+
+from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, LICENCE_NOTE, documentation_versions
+from scope_rlhf.data.loading import dataset_fingerprint
+from scope_rlhf.data.tldr import SYNTHETIC_KINDS, load_tldr, load_tldr_preferences
+from scope_rlhf.evaluation.completions import System, generate, read_system
+from scope_rlhf.experiments.arguments import parse_stage
+from scope_rlhf.experiments.policy_run import quiet_libraries
+from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.tldr_sft import EMBEDDED_POLICY, cut_prompts, quiet_callbacks
+from scope_rlhf.metrics.calibration import accuracy_by_kind, calibration_error, preference_accuracy
+from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
+from scope_rlhf.reports.calibration import plot_calibration
+from scope_rlhf.reports.markdown import markdown_table
+from scope_rlhf.runtime import RunFolder, is_main_process, write_text
+from scope_rlhf.trainers.checkpoints import newest_checkpoint
+from scope_rlhf.trainers.reward import ScopeRewardTrainer, load_classifier, reward_lora
+
+ROLES = ("reward", "judge")
+# Parts of the documentation; measured on `held_out`, seeds 0 and 1.
+PARTS = {"reward": "policy", "judge": "judge"}
+HELD_OUT = "held_out"
+# No arguments: one epoch over three kinds of pairs, about two minutes on two CPU cores.
+EMBEDDED_REWARD: dict[str, Any] = {
+    "model_name_or_path": EMBEDDED_POLICY,
+    "max_prompt_length": 80,
+    "max_new_tokens": 32,
+    "num_train_entries": 600,
+    "num_eval_entries": 200,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 10,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "logging_steps": 10,
+    "save_steps": 100,
+    "save_total_limit": 1,
+    "report_to": "none",
+}
+# Any other model: the N implementation details (arXiv 2403.17031, table 5): lr 3e-6, batch 64, one epoch, cosine.
+PAPER_REWARD: dict[str, Any] = {
+    "dataset_name": "trl-lib/tldr-preference",
+    "max_prompt_length": 512,
+    "max_new_tokens": 169,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 3e-6,
+    "lr_scheduler_type": "cosine",
+    "gradient_checkpointing": False,
+    "logging_steps": 10,
+    "save_steps": 200,
+    "save_total_limit": 1,
+    "report_to": "none",
+}
+
+
+@dataclass
+class RewardArguments:
+    """What a reward model adds to the settings of its base model and of TRL's RewardConfig."""
+
+    role: str = field(default="reward", metadata={"help": "reward (optimised by RL) or judge (only measures)."})
+    dataset_name: str = field(
+        default=EMBEDDED_DOCUMENTATION,
+        metadata={"help": "Preference pairs: Hub name such as trl-lib/tldr-preference, file, folder; or embedded."},
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split that is trained on."})
+    dataset_test_split: str = field(default="validation", metadata={"help": "Split that is measured."})
+    max_prompt_length: int = field(
+        default=512, metadata={"help": "Tokens; a longer prompt ends at its last line break that fits, then the cue."}
+    )
+    max_new_tokens: int = field(
+        default=169, metadata={"help": "Tokens of a summary; pairs with longer ones are left out."}
+    )
+    num_train_entries: int | None = field(default=None, metadata={"help": "Prompts to train on; default all."})
+    num_eval_entries: int | None = field(default=None, metadata={"help": "Prompts to measure on; default all."})
+    sampled_from: str | None = field(
+        default=None,
+        metadata={"help": "Model whose samples are rejected summaries of synthetic pairs; without it no such pairs."},
+    )
+    sampling_temperature: float = field(default=0.7, metadata={"help": "Temperature of these samples."})
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
+
+
+def main(argv: Sequence[str], prog: str | None = None) -> int:
+    """Train as the command line says; the exit status."""
+    quiet_libraries()
+    script, policy, training = parse_reward(argv, prog)
+    if script.num_threads:
+        torch.set_num_threads(script.num_threads)
+    console = Console(quiet=training.process_index != 0)
+    given = training.output_dir not in (None, "trainer_output")
+    root = Path(training.output_dir) if given else Path("runs/tldr")
+    stage = run_reward(script, policy, training, root, console)
+    console.print(reward_table(script.role, stage.results))
+    console.print(f"model: {stage.folder / 'model'}")
+    return 0
+
+
+def parse_reward(argv: Sequence[str], prog: str | None = None) -> tuple[RewardArguments, PolicyConfig, RewardConfig]:
+    """Settings of the stage from the command line or `--config file.yaml`; ValueError for what cannot work."""
+    classes = (RewardArguments, PolicyConfig, RewardConfig)
+    script, policy, training = parse_stage(classes, EMBEDDED_REWARD, PAPER_REWARD, argv, prog)
+    if script.role not in ROLES:
+        raise ValueError(f"role must be {' or '.join(ROLES)}, got {script.role!r}; set --role.")
+    for name in ("max_prompt_length", "max_new_tokens", "num_train_entries", "num_eval_entries"):
+        value = getattr(script, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}; set --{name}.")
+    if not script.sampling_temperature > 0:
+        raise ValueError(f"sampling_temperature must be positive, got {script.sampling_temperature}.")
+    if script.sampled_from is not None and script.dataset_name != EMBEDDED_DOCUMENTATION:
+        raise ValueError(
+            f"sampled_from makes synthetic pairs, which only {EMBEDDED_DOCUMENTATION} has; leave it out for "
+            f"--dataset_name={script.dataset_name!r}."
+        )
+    if policy.load_in_4bit or policy.load_in_8bit:
+        raise ValueError("a reward model is saved whole: quantised weights cannot be; use LoRA on bfloat16 weights.")
+    if training.resume_from_checkpoint:
+        raise ValueError("a stage goes on by itself: leave --resume_from_checkpoint out and give the same arguments.")
+    # Two end tokens to spare: TRL adds one, and a tokenizer may add its own in front.
+    training.max_length = script.max_prompt_length + script.max_new_tokens + 2
+    if script.role == "judge":
+        training.seed += 1
+    return script, policy, training
+
+
+def run_reward(
+    script: RewardArguments, policy: PolicyConfig, training: RewardConfig, root: Path, console: Console, **upstream: Any
+) -> Stage:
+    """The stage `reward` or `judge` below root. upstream: what stands for the names of models that other stages of the
+    same root have made (model, sampled_from): their folders.
+    """
+    name = policy.model_name_or_path or ""
+    find_model(name, "--model_name_or_path", revision=policy.model_revision)
+    identities = {"model": model_identity(name), "sampled_from": model_identity(script.sampled_from or "none")}
+    if script.dataset_name == EMBEDDED_DOCUMENTATION:
+        data: Any = [dataset_fingerprint(load_tldr(part=part)) for part in (PARTS[script.role], HELD_OUT)]
+    else:
+        data = [dataset_fingerprint(pairs) for pairs in _human_pairs(script, training.seed)]
+    settings = {**asdict(script), **asdict(policy), **training.to_dict()}
+    settings |= {name: None for name in ("sampled_from", "model_name_or_path") if name in settings}
+    inputs = stage_inputs(settings, data=data, models={**identities, **upstream})
+
+    def work(folder: Path) -> dict[str, Any]:
+        return train_reward(script, policy, training, folder)
+
+    return run_stage(root, script.role, inputs, work, console)
+
+
+def train_reward(script: RewardArguments, policy: PolicyConfig, training: RewardConfig, folder: Path) -> dict[str, Any]:
+    """Train in the folder, from its newest checkpoint where there is one; accuracy and calibration on held-out pairs."""
+    training.output_dir = str(folder)
+    with RunFolder(folder) as run:
+        train, held_out = load_pairs(script, training.seed, folder)
+        model, tokenizer = load_classifier(policy.model_name_or_path or "", dtype=_dtype(policy))
+        lengths = script.max_prompt_length
+        pairs = {"train": train, "held_out": held_out}
+        cut = {name: cut_prompts(data, tokenizer, lengths) for name, data in pairs.items()}
+        peft_config = None
+        if policy.use_peft:
+            peft_config = reward_lora(model, policy.lora_r, policy.lora_alpha, policy.lora_target_modules)
+        trainer = ScopeRewardTrainer(
+            model, training, processing_class=tokenizer, train_dataset=cut["train"], peft_config=peft_config
+        )
+        quiet_callbacks(trainer, run)
+        checkpoint = newest_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        references = dict(zip(cut["train"]["prompt"], cut["train"]["chosen"], strict=True))
+        offset = trainer.centre([prompt + text for prompt, text in list(references.items())[:512]])
+        scorer = trainer.scorer()
+        data = cut["held_out"]
+        scores = [
+            scorer([p + c for p, c in zip(data["prompt"], data[side], strict=True)]) for side in ("chosen", "rejected")
+        ]
+        margins = (scores[0] - scores[1]).tolist()
+        longer = [len(c.split()) > len(r.split()) for c, r in zip(data["chosen"], data["rejected"], strict=True)]
+        results = {
+            "accuracy": asdict(preference_accuracy(margins)),
+            "accuracy_by_kind": {
+                kind: asdict(found) for kind, found in accuracy_by_kind(margins, data["kind"]).items()
+            },
+            "calibration_error": calibration_error(margins),
+            "chosen_is_longer": sum(longer) / len(longer),
+            "offset": offset,
+            "train_pairs": len(train),
+            "held_out_pairs": len(held_out),
+            "synthetic": any(kind in SYNTHETIC_KINDS for kind in data["kind"]),
+            "seed": training.seed,
+            "model": str(folder / "model"),
+        }
+        trainer.save_scorer(folder / "model")
+        if is_main_process():
+            title = f"{script.role}: {len(held_out)} held-out pairs" + (", synthetic" if results["synthetic"] else "")
+            plot_calibration(margins, folder / "calibration.png", title)
+            write_text(folder / "model" / "README.md", reward_card(script, policy, results))
+        return results
+
+
+def load_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Dataset, Dataset]:
+    """Pairs to train on and to measure with. Samples of `sampled_from` are drawn once and kept in the folder."""
+    if script.dataset_name != EMBEDDED_DOCUMENTATION:
+        return _human_pairs(script, seed)
+    found = []
+    for part, entries in ((PARTS[script.role], script.num_train_entries), (HELD_OUT, script.num_eval_entries)):
+        # The same held-out pairs whatever the role: the accuracies of reward model and judge compare.
+        part_seed = 0 if part == HELD_OUT else seed
+        prompts = list(load_tldr(part=part, num_rows=entries, seed=part_seed)["prompt"])
+        sampled = dict.fromkeys(prompts, "")
+        if script.sampled_from is not None:
+            file = folder / f"samples-{part}.jsonl"
+            sampled = draw_samples(script, prompts, part_seed, file)
+        found.append(load_tldr_preferences(part=part, seed=part_seed, sampled=sampled))
+    return found[0], found[1]
+
+
+def draw_samples(script: RewardArguments, prompts: list[str], seed: int, file: Path) -> dict[str, str]:
+    """Prompt -> a summary sampled from the model on the prompt as cut; read where the file has them already."""
+    if not file.exists():
+        policy = PolicyConfig(model_name_or_path=script.sampled_from, dtype="float32")
+        tokenizer = load_policy_tokenizer(policy)
+        model, _, _ = load_policy(policy, tokenizer)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        cut = cut_prompts(Dataset.from_dict({"prompt": prompts}), tokenizer, script.max_prompt_length)["prompt"]
+        system = generate(
+            model.to(device), tokenizer, list(cut), name=f"samples of {file.stem.removeprefix('samples-')}",
+            max_new_tokens=script.max_new_tokens, temperature=script.sampling_temperature, seed=seed,
+            show_progress=is_main_process(),
+        )  # fmt: skip
+        if not is_main_process():
+            return dict(zip(prompts, system.completions, strict=True))
+        System("samples", prompts, system.completions, system.ended).write(file)
+    system = read_system(str(file), "samples")
+    return dict(zip(system.prompts, system.completions, strict=True))
+
+
+def _human_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
+    name = script.dataset_name
+    return (
+        load_tldr_preferences(
+            name, "train", split=script.dataset_train_split, num_rows=script.num_train_entries, seed=seed
+        ),
+        load_tldr_preferences(name, "eval", split=script.dataset_test_split, num_rows=script.num_eval_entries, seed=0),
+    )
+
+
+def _dtype(policy: PolicyConfig) -> torch.dtype | str:
+    return policy.dtype if policy.dtype in ("auto", None) else getattr(torch, policy.dtype)
+
+
+def reward_table(role: str, results: dict[str, Any]) -> Table:
+    """Accuracy for a terminal."""
+    synthetic = " (synthetic pairs)" if results["synthetic"] else ""
+    table = Table("pairs", "n", "accuracy", title=f"{role}: held-out accuracy{synthetic}")
+    rows = {"all": results["accuracy"], **results["accuracy_by_kind"]}
+    for kind, found in rows.items():
+        table.add_row(kind, str(found["n"]), f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+    table.caption = (
+        f"calibration error {results['calibration_error']:.3f}, mean score of references {results['offset']:.3f}"
+    )
+    return table
+
+
+def reward_card(script: RewardArguments, policy: PolicyConfig, results: dict[str, Any]) -> str:
+    """README.md beside the saved model: purpose, data, accuracy, limits."""
+    rows = [
+        (kind, str(found["n"]), f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+        for kind, found in {"all": results["accuracy"], **results["accuracy_by_kind"]}.items()
+    ]
+    purpose = "the reward of RL" if script.role == "reward" else "the held-out judge of what was trained on another"
+    synthetic = ""
+    if results["synthetic"]:
+        kinds = "; ".join(f"{kind}: {text}" for kind, text in SYNTHETIC_KINDS.items())
+        versions = ", ".join(f"{name} {version}" for name, version in documentation_versions().items())
+        synthetic = (
+            f"\n**The pairs are synthetic**: the chosen summary is the first line of a docstring, the rejected one was "
+            f"made ({kinds}). No person has compared them. {LICENCE_NOTE[0].upper()}{LICENCE_NOTE[1:]}; {versions}.\n"
+        )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [reward-model, scope-rlhf, trl]
+---
+# {script.role} model of summaries
+
+Base: `{policy.model_name_or_path}`. It is {purpose}, trained on {results["train_pairs"]:,} pairs of
+`{script.dataset_name}` with seed {results["seed"]} (Bradley-Terry). It scores prompt + completion + end token; the mean
+score of reference completions, {results["offset"]:.3f}, is in its config (`reward_offset`) and subtracted by
+`scope_rlhf.models.reward.RewardScorer`.
+{synthetic}
+## Accuracy on held-out pairs, with its 95 % Wilson interval
+
+{markdown_table(("pairs", "n", "accuracy"), rows)}
+
+Calibration error {results["calibration_error"]:.3f}. The chosen summary is the longer one in
+{100 * results["chosen_is_longer"]:.0f} % of the pairs.
+"""
