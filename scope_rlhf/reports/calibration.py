@@ -36,7 +36,8 @@ def plot_calibration(margins: Values, path: str | Path, title: str, bins: int = 
         axes.set_ylabel("share of pairs that the scorer agrees with")
         axes.set_title(
             f"{title}\naccuracy {100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}], "
-            f"n = {accuracy.n}, calibration error {100 * calibration_error(margins, bins):.1f} points"
+            f"n = {accuracy.n}, calibration error {100 * calibration_error(margins, bins):.1f} points",
+            parse_math=False,
         )
         axes.legend(loc="lower right")
         return save_figure(figure, Path(path))
