@@ -142,7 +142,7 @@ def _pair(number: int, row: dict[str, Any]) -> str:
         f'<header><span class="{outcome}">{outcome}</span> #{number} {versus}</header>'
         f"<details><summary>prompt</summary><pre>{html.escape(row['prompt'])}</pre></details>"
         f'<div class="sides">{side("a")}{side("b")}</div>'
-        f"<details><summary>what the judge said</summary>{said}</details></article>"
+        f"<details><summary>what the judge said (its A is the text in front)</summary>{said}</details></article>"
     )
 
 
