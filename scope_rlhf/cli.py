@@ -81,6 +81,50 @@ advantages and critic
   --target_kl X                     end the updates of a rollout early""",
 )
 
+PROMPTS_HELP = """\
+prompts (those of a file of completions, where there is one)
+  --dataset_name NAME               documentation (embedded), Hub name such as trl-lib/tldr, file or folder
+  --dataset_test_split NAME         --num_prompts N   --max_prompt_length N
+
+completions of models
+  --max_new_tokens N                --temperature X, 0 is greedy
+  --batch_size N                    --dtype float32|bfloat16|float16|auto
+
+run
+  --output_dir DIR                  the same one again goes on where it was interrupted
+  --confidence X                    --seed N
+"""
+WINRATE_HELP = (
+    """\
+usage: scope-rlhf winrate --system_a A --system_b B --judge_... [--flag value ...]
+
+How often a judge prefers system A to system B. Every pair is judged in both orders; a Markdown table, a picture and a
+page of the pairs with what the judge said. Unknown flags are errors.
+
+systems
+  --system_a SYSTEM                 file of completions (.jsonl, .json, .csv, .parquet: prompt, completion, and ended
+  --system_b SYSTEM                 where known), model (Hub name, folder, adapter, embedded name), `references` of the
+                                    dataset, or `shuffled-references`
+  --name_a NAME, --name_b NAME      what the results call them
+
+judge, one of
+  --judge_model_name_or_path NAME   reward model; --tie_margin X
+  --judge_function FILE.py:NAME     function (prompt, first, second) -> "first", "second" or "tie"
+  --judge_pipeline NAME             language model on this machine
+  --judge_base_url URL              OpenAI-compatible endpoint, with --judge_model NAME; the key comes from the
+                                    environment (--judge_api_key_variable NAME, default OPENAI_API_KEY)
+
+what language models are asked
+  --judge_wording FILE              with the fields {prompt}, {first}, {second}; answer: Preferred: A, B or tie
+  --judge_max_new_tokens N          --judge_temperature X   --judge_api chat|completions
+  --judge_timeout SECONDS           --judge_retries N       --judge_concurrency N
+  --price_prompt X                  --price_completion X, of a million tokens, for the log of costs
+  --max_invalid X                   share of pairs without a readable verdict above which the run fails, default 0.1
+
+"""
+    + PROMPTS_HELP
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for a failed check, 2 for a user's mistake."""
@@ -88,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands except the flags of grpo and ppo, which the experiment parses."""
+    """All commands except the flags of grpo, ppo and winrate, which the experiments parse."""
     parser = argparse.ArgumentParser(
         prog="scope-rlhf",
         description="RLHF with exchangeable policy objectives.",
@@ -99,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     commands.add_parser("grpo", help="train with GRPO and any objective", add_help=False)
     commands.add_parser("ppo", help="train with PPO, any objective and any critic", add_help=False)
+    commands.add_parser("winrate", help="compare two systems by a judge", add_help=False)
 
     objectives = commands.add_parser(
         "objectives",
@@ -136,6 +181,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _dispatch(argv: list[str]) -> int | None:
     if argv and argv[0] in ("grpo", "ppo"):
         return _train(argv[0], argv[1:])
+    if argv and argv[0] == "winrate":
+        return _win_rate(argv[1:])
     arguments = build_parser().parse_args(argv)
     if arguments.command == "objectives":
         return _check(arguments) if arguments.action == "check" else _list_objectives()
@@ -149,6 +196,15 @@ def _train(algorithm: str, argv: list[str]) -> int | None:
     from scope_rlhf.experiments import imdb
 
     return imdb.main(["--help"] if "--help-all" in argv else argv, f"scope-rlhf {algorithm}", algorithm)
+
+
+def _win_rate(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(WINRATE_HELP, end="")
+        return 0
+    from scope_rlhf.experiments import win_rate
+
+    return win_rate.main(argv, "scope-rlhf winrate")
 
 
 def _list_objectives() -> None:

@@ -31,7 +31,7 @@ def wide(monkeypatch):
 
 def test_help_and_grpo_help_import_nothing_heavy():
     heavy = "{'torch', 'numpy', 'transformers', 'trl', 'rich', 'matplotlib'}"
-    for arguments in (["--help"], ["grpo", "--help"], ["objectives", "check", "--help"]):
+    for arguments in (["--help"], ["grpo", "--help"], ["winrate", "--help"], ["objectives", "check", "--help"]):
         code = (
             "import sys; from scope_rlhf.cli import main\n"
             f"try: main({arguments})\n"
@@ -58,7 +58,7 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("grpo", "objectives", "env", "report", "frontier"):
+    for command in ("grpo", "ppo", "winrate", "objectives", "env", "report", "frontier"):
         assert f"  {command}" in text
 
 

@@ -74,8 +74,16 @@ def _system(data: Dataset, name: str, where: str) -> System:
     if len(set(prompts)) < len(prompts):
         twice = next(p for i, p in enumerate(prompts) if p in prompts[:i])
         raise ValueError(f"{where} has a prompt twice, so that pairs are not defined: {twice[:120]!r}.")
-    ended = [bool(x) for x in data["ended"]] if "ended" in data.column_names else None
-    return System(name, prompts, list(data["completion"]), ended)
+    return System(name, prompts, list(data["completion"]), _ended(data, where))
+
+
+def _ended(data: Dataset, where: str) -> list[bool] | None:
+    """The column `ended`; None where it is missing or a row does not know."""
+    values = list(data["ended"]) if "ended" in data.column_names else [None]
+    wrong = next((i for i, x in enumerate(values) if x not in (None, True, False)), None)
+    if wrong is not None:
+        raise ValueError(f"{where}: ended of row {wrong} is no truth value but {values[wrong]!r}.")
+    return None if None in values else [bool(x) for x in values]
 
 
 def align(a: System, b: System) -> System:
@@ -110,10 +118,12 @@ def generate(
     """One completion for each prompt: greedy at temperature 0, else plain sampling (no top-k, no top-p).
 
     The random state of the caller and the model's training mode stay as they were; the same seed and batch size give
-    the same completions. ValueError for a negative temperature.
+    the same completions. ValueError for a negative temperature, for a prompt without tokens, and for one that leaves no
+    room for max_new_tokens in the model's positions.
     """
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
+    _check_room(model, tokenizer, prompts, max_new_tokens, name)
     was_training = model.training
     model.eval()
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
@@ -140,5 +150,22 @@ def generate(
                     completions.append(str(tokenizer.decode(row[:stop], skip_special_tokens=True)))
     finally:
         model.train(was_training)
-    how = f"temperature {temperature:g}" if temperature else "greedy"
-    return System(name, list(prompts), completions, ended, f"{how}, at most {max_new_tokens} tokens, seed {seed}")
+    return System(name, list(prompts), completions, ended, describe_decoding(max_new_tokens, temperature, seed))
+
+
+def describe_decoding(max_new_tokens: int, temperature: float, seed: int) -> str:
+    """What results say of how completions were made."""
+    how = f"temperature {temperature:g}, seed {seed}" if temperature else "greedy"
+    return f"{how}, at most {max_new_tokens} tokens"
+
+
+def _check_room(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, name: str) -> None:
+    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]]
+    if not all(lengths):
+        raise ValueError(f"{name}: prompt {lengths.index(0)} has no tokens, so there is nothing to go on from.")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max(lengths) + max_new_tokens > positions:
+        raise ValueError(
+            f"{name}: prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, with {max_new_tokens} new ones "
+            f"more than the {positions} positions of the model; lower --max_prompt_length or --max_new_tokens."
+        )

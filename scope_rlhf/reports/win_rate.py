@@ -23,7 +23,7 @@ def write_win_rate_report(folders: Sequence[str | Path], output: str | Path | No
     written = [target / name for name in ("report.md", "pairs.html")]
     write_text(written[0], win_rate_markdown(summaries))
     rows = [
-        {**pair, "versus": f"{s['system_a']['name']} against {s['system_b']['name']}"}
+        {**pair, "name_a": s["system_a"]["name"], "name_b": s["system_b"]["name"]}
         for s, folder in zip(summaries, folders, strict=True)
         for pair in read_json_lines(Path(folder) / "pairs.jsonl")
     ]
@@ -47,15 +47,17 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 def win_rate_markdown(summaries: Sequence[dict[str, Any]]) -> str:
     """One row for each comparison, and below it what the columns are."""
     header = (
-        "A", "B", "judge", "win rate of A", "length-controlled", "wins / ties / losses", "n", "invalid",
-        "words A / B", "without end A / B", "same in both orders",
+        "A", "B", "judge", "win rate of A", "length-controlled", "decided pairs only", "wins / ties / losses", "n",
+        "invalid", "words A / B", "empty A / B", "without end A / B", "same in both orders",
     )  # fmt: skip
     rows = [
         (
             escape_cell(s["system_a"]["name"]), escape_cell(s["system_b"]["name"]), escape_cell(s["judge"]),
-            _interval((s["win_rate"] or {}).get("rate")), _interval(s["length_controlled"]), _counts(s["win_rate"]),
+            _interval((s["win_rate"] or {}).get("rate")), _interval(s["length_controlled"]),
+            _interval((s["win_rate"] or {}).get("decided")), _counts(s["win_rate"]),
             str(s["pairs"] - s["invalid"]), f"{100 * s['invalid_share']:.1f} %",
             " / ".join(f"{s[k]['mean_length_words']:.1f}" for k in ("system_a", "system_b")),
+            " / ".join(str(s[k]["empty"]) for k in ("system_a", "system_b")),
             " / ".join(_percent(s[k]["share_without_eos"]) for k in ("system_a", "system_b")),
             _percent((s["win_rate"] or {}).get("order_consistency")),
         )
@@ -66,11 +68,14 @@ def win_rate_markdown(summaries: Sequence[dict[str, Any]]) -> str:
     notes = (
         f"Win rate of A with its {confidence:g} % bootstrap interval over prompts. Every pair was judged in both "
         "orders; verdicts that contradict each other are ties, ties count one half, invalid answers count nowhere. "
-        "Length-controlled: the rate that a logistic regression leaves at equal length. Never compare across judges."
+        "Length-controlled: the rate that a logistic regression leaves at equal length. Decided pairs only: wins / "
+        "(wins + losses) with its Wilson interval. Never compare across judges."
     )
     table = markdown_table(header, rows)
     how = "\n".join(f"- {escape_cell(line)}" for line in decoding)
-    return f"# Win rates\n\n{table}\n\n{notes}\n\nDecoding:\n\n{how}\n\n![win rates](win_rate.png)\n"
+    picture = "\n![win rates](win_rate.png)\n" if any(s["win_rate"] for s in summaries) else ""
+    pairs = "The pairs with what the judge said: [pairs.html](pairs.html).\n"
+    return f"# Win rates\n\n{table}\n\n{notes}\n\nDecoding:\n\n{how}\n\n{pairs}{picture}"
 
 
 def plot_win_rates(summaries: Sequence[dict[str, Any]], path: str | Path) -> Path:
@@ -93,12 +98,14 @@ def plot_win_rates(summaries: Sequence[dict[str, Any]], path: str | Path) -> Pat
                     label=label if row == 0 else None,
                 )  # fmt: skip
         axes.set_yticks(range(len(shown)))
-        axes.set_yticklabels([f"{s['system_a']['name']}\nagainst {s['system_b']['name']}" for s in reversed(shown)])
+        axes.set_yticklabels(
+            [f"{s['system_a']['name']}\nagainst {s['system_b']['name']}" for s in reversed(shown)], parse_math=False
+        )
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.set_xlim(0, 1)
         axes.set_xlabel(f"share of pairs that A wins, {100 * shown[0]['confidence']:g} % interval")
         judges = sorted({s["judge"] for s in shown})
-        axes.set_title(f"Judge: {', '.join(judges)}", fontsize=10)
+        axes.set_title(f"Judge: {', '.join(judges)}", fontsize=10, parse_math=False)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return save_figure(figure, Path(path))
 
@@ -110,8 +117,7 @@ def pairs_page(summaries: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any
         f'<button data-outcome="{name}">{name} {count}</button>' for name, count in {"all": len(rows), **counts}.items()
     )
     choices = "".join(
-        f"<option>{html.escape(name)}</option>"
-        for name in ["all comparisons", *dict.fromkeys(r["versus"] for r in rows)]
+        f"<option>{html.escape(name)}</option>" for name in ["all comparisons", *dict.fromkeys(map(_versus, rows))]
     )
     judges = ", ".join(sorted({str(s["judge"]) for s in summaries}))
     pairs = "\n".join(_pair(number, row) for number, row in enumerate(rows))
@@ -120,11 +126,11 @@ def pairs_page(summaries: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any
 
 def _pair(number: int, row: dict[str, Any]) -> str:
     outcome = _OUTCOMES[row["score"]]
-    a, b = (name.strip() for name in row["versus"].split(" against ", 1))
+    versus = html.escape(_versus(row), quote=True)
 
-    def side(key: str, name: str) -> str:
+    def side(key: str) -> str:
         text = html.escape(row[key].strip()) or "<i>empty</i>"
-        head = f"{key.upper()}: {html.escape(name)} <small>{row[f'length_{key}']} words</small>"
+        head = f"{key.upper()}: {html.escape(row[f'name_{key}'])} <small>{row[f'length_{key}']} words</small>"
         return f"<div><h4>{head}</h4><p>{text}</p></div>"
 
     said = "".join(
@@ -132,17 +138,21 @@ def _pair(number: int, row: dict[str, Any]) -> str:
         for order, key in (("A in front", "a_first"), ("B in front", "b_first"))
     )
     return (
-        f'<article data-outcome="{outcome}" data-versus="{html.escape(row["versus"], quote=True)}">'
-        f'<header><span class="{outcome}">{outcome}</span> #{number} {html.escape(row["versus"])}</header>'
+        f'<article data-outcome="{outcome}" data-versus="{versus}">'
+        f'<header><span class="{outcome}">{outcome}</span> #{number} {versus}</header>'
         f"<details><summary>prompt</summary><pre>{html.escape(row['prompt'])}</pre></details>"
-        f'<div class="sides">{side("a", a)}{side("b", b)}</div>'
-        f"<details><summary>what the judge said</summary>{said}</details></article>"
+        f'<div class="sides">{side("a")}{side("b")}</div>'
+        f"<details><summary>what the judge said (its A is the text in front)</summary>{said}</details></article>"
     )
+
+
+def _versus(row: dict[str, Any]) -> str:
+    return f"{row['name_a']} against {row['name_b']}"
 
 
 def _interval(interval: dict[str, Any] | None) -> str:
     if interval is None:
-        return "none valid"
+        return "none"
     low, high = interval["low"], interval["high"]
     bounds = f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
     return f"{100 * interval['value']:.1f} %{bounds}"

@@ -19,9 +19,10 @@ from scope_rlhf.data.documentation import (
     select_entries,
 )
 
+# The mark comes every few words: two texts with different marks share no run of 13 words.
 PROSE = (
-    "The words of this paragraph are many enough to count as a text, since they say {0} in about thirty words that "
-    "no other paragraph of this test has, namely {0} and {0}."
+    "The words of this paragraph, {0}, are many enough to count as a text, {0}, since they say what they are about "
+    "in thirty words, {0}, that no other paragraph of this test has, namely {0} and {0}."
 )
 
 
@@ -182,30 +183,28 @@ def test_the_corpus_of_a_part_shares_no_run_of_words_with_another_part(package):
     assert "Only here, and too short to be an entry." in corpus
 
 
-@pytest.fixture(scope="module")
-def real():
-    return {part: load_documentation(part) for part in DOCUMENTATION_PARTS}
+def test_the_parts_of_an_installed_package_share_no_page_no_summary_and_no_run_of_13_words():
+    rows = [("accelerate", *row) for row in read_package("accelerate")]
+    entries = select_entries(rows)
+    assert len(entries) > 20 and all(len(entry.text.split()) >= 25 for entry in entries)
+    assert all(entry.module.startswith("accelerate") and entry.name.startswith(entry.module) for entry in entries)
+    parts = [[entry for entry in entries if entry.part == part] for part in DOCUMENTATION_PARTS]
+    assert all(parts)
 
-
-def test_the_installed_packages_give_thousands_of_pairs_of_which_no_two_parts_share_a_page_or_a_summary(real):
-    sizes = {part: len(entries) for part, entries in real.items()}
-    assert sizes["policy"] > 3000 and sizes["judge"] > 1200 and sizes["eval"] > 400 and sizes["held_out"] > 400
-    assert {"torch", "transformers"} <= set(documentation_versions())
-    for column in ("module", "summary", "text"):
-        values = [{getattr(entry, column) for entry in entries} for entries in real.values()]
-        assert sum(map(len, values)) == len(set.union(*values)), column
-    summaries = [entry.summary for entries in real.values() for entry in entries]
-    assert len(summaries) == len(set(summaries))
-    assert all(len(entry.text.split()) >= 25 for entry in real["eval"])
-
-
-def test_no_run_of_13_words_of_the_eval_part_is_in_another(real):
     def runs(entry: Entry):
         words = re.findall(r"\w+", entry.text.lower())
         return {" ".join(words[i : i + 13]) for i in range(len(words) - 12)}
 
-    held = set().union(*(runs(entry) for entry in real["eval"]))
-    assert not any(held & runs(entry) for part in ("policy", "judge", "held_out") for entry in real[part])
+    def summary(entry: Entry):
+        return {entry.summary.lower()}
+
+    def module(entry: Entry):
+        return {entry.module}
+
+    for marks in (runs, summary, module):
+        values = [set().union(*(marks(entry) for entry in part)) for part in parts]
+        assert sum(map(len, values)) == len(set.union(*values)), marks.__name__
+    assert {"torch", "transformers", "accelerate"} <= set(documentation_versions())
 
 
 def test_reading_imports_no_module_and_warns_of_nothing(package):
