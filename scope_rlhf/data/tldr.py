@@ -100,19 +100,21 @@ def load_tldr_preferences(
     split: str | None = None,
     num_rows: int | None = None,
     seed: int = 0,
-    sampled: Mapping[str, str] | None = None,
+    sample: Callable[[list[str]], Sequence[str]] | None = None,
     setting: str = "--dataset_name",
 ) -> Dataset:
     """Preference pairs: columns prompt, chosen, rejected and kind ("human", or one of SYNTHETIC_KINDS).
 
-    Synthetic pairs (documentation): for every entry one pair of each kind; `sampled` maps prompts to a model's summary,
-    and only these entries are taken then; where it is None, or a summary empty, there is no pair of that kind. The
-    other arguments and errors are those of load_tldr.
+    Synthetic pairs (documentation): one for each of num_rows entries, the kinds in turn; a few entries give none. See
+    synthetic_pairs for `sample`. The other arguments and errors are those of load_tldr.
     """
     if dataset_name == EMBEDDED_DOCUMENTATION:
         entries = load_documentation({"train": "policy"}.get(part, part))
-        rows = synthetic_pairs(entries, seed, sampled)
-        rows = rows if sampled is None else [row for row in rows if row[0] in sampled]
+        if num_rows is not None and not 1 <= num_rows <= len(entries):
+            raise ValueError(f"{part} of {dataset_name} has {len(entries)} entries, {num_rows} were asked for.")
+        order = np.random.default_rng(seed).permutation(len(entries))[:num_rows]
+        rows = synthetic_pairs([entries[i] for i in order], seed, sample)
+        num_rows = None
     else:
         data, where = _load_rows(dataset_name, part, split, setting)
         read = _reader(data, where, pairs=True)
@@ -127,29 +129,33 @@ def documentation_prompt(entry: Entry) -> str:
 
 
 def synthetic_pairs(
-    entries: Sequence[Entry], seed: int, sampled: Mapping[str, str] | None = None
+    entries: Sequence[Entry], seed: int, sample: Callable[[list[str]], Sequence[str]] | None = None
 ) -> list[tuple[str, str, str, str]]:
-    """(prompt, chosen, rejected, kind) for each entry and kind; chosen is what a person wrote.
+    """(prompt, chosen, rejected, kind), one for each entry, the kinds in turn; chosen is what a person wrote.
 
-    The other entry is one of the same package, so that the topic alone does not give it away. A kind is left out where
-    its text is the chosen one.
+    The other entry is one of the same package, so that the topic alone does not give it away. An entry whose rejected
+    text is empty or the chosen one is left out. sample: summaries of a model for prompts; None leaves that kind out.
     """
     generator = np.random.default_rng(seed)
     packages: dict[str, list[Entry]] = {}
     for entry in entries:
         packages.setdefault(entry.package, []).append(entry)
+    kinds = [kind for kind in SYNTHETIC_KINDS if kind != "sampled" or sample is not None]
+    asked = [documentation_prompt(entry) for i, entry in enumerate(entries) if kinds[i % len(kinds)] == "sampled"]
+    sampled = iter(sample(asked) if sample is not None and asked else ())
     rows = []
-    for entry in entries:
-        prompt, near = documentation_prompt(entry), packages[entry.package]
-        words = entry.summary.split()
-        rejected = {
-            "another": near[int(generator.integers(len(near)))].summary,
-            "shuffled": " ".join(words[i] for i in generator.permutation(len(words))),
-            "sampled": (sampled or {}).get(prompt, ""),
-        }
-        for kind, text in rejected.items():
-            if text.strip() and text.strip() != entry.summary:
-                rows.append((prompt, entry.summary, text, kind))
+    for i, entry in enumerate(entries):
+        kind = kinds[i % len(kinds)]
+        if kind == "another":
+            near = packages[entry.package]
+            text = near[int(generator.integers(len(near)))].summary
+        elif kind == "shuffled":
+            words = entry.summary.split()
+            text = " ".join(words[j] for j in generator.permutation(len(words)))
+        else:
+            text = next(sampled)
+        if text.strip() and text.strip() != entry.summary:
+            rows.append((documentation_prompt(entry), entry.summary, text, kind))
     return rows
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
@@ -188,6 +189,7 @@ def quiet_libraries() -> None:
     """Deprecations between transformers and TRL, and bars of half a second, are no news to the user of a run."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if not torch.cuda.is_available():
         warnings.filterwarnings("ignore", message=".*pin_memory.*", module=r"torch\.utils\.data")

@@ -41,8 +41,7 @@ EMBEDDED_REWARD: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
     "max_prompt_length": 80,
     "max_new_tokens": 32,
-    "num_train_entries": 600,
-    "num_eval_entries": 200,
+    "num_train_entries": 1800,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "learning_rate": 5e-4,
@@ -87,9 +86,7 @@ class RewardArguments:
     max_prompt_length: int = field(
         default=512, metadata={"help": "Tokens; a longer prompt ends at its last line break that fits, then the cue."}
     )
-    max_new_tokens: int = field(
-        default=169, metadata={"help": "Tokens of a summary; pairs with longer ones are left out."}
-    )
+    max_new_tokens: int = field(default=169, metadata={"help": "Tokens of a summary; longer pairs are left out."})
     num_train_entries: int | None = field(default=None, metadata={"help": "Prompts to train on; default all."})
     num_eval_entries: int | None = field(default=None, metadata={"help": "Prompts to measure on; default all."})
     sampled_from: str | None = field(
@@ -167,7 +164,7 @@ def run_reward(
 
 
 def train_reward(script: RewardArguments, policy: PolicyConfig, training: RewardConfig, folder: Path) -> dict[str, Any]:
-    """Train in the folder, from its newest checkpoint where there is one; accuracy and calibration on held-out pairs."""
+    """Train in the folder, from its newest checkpoint where there is one; what held-out pairs show."""
     training.output_dir = str(folder)
     with RunFolder(folder) as run:
         train, held_out = load_pairs(script, training.seed, folder)
@@ -223,17 +220,17 @@ def load_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Datase
     for part, entries in ((PARTS[script.role], script.num_train_entries), (HELD_OUT, script.num_eval_entries)):
         # The same held-out pairs whatever the role: the accuracies of reward model and judge compare.
         part_seed = 0 if part == HELD_OUT else seed
-        prompts = list(load_tldr(part=part, num_rows=entries, seed=part_seed)["prompt"])
-        sampled = dict.fromkeys(prompts, "")
-        if script.sampled_from is not None:
-            file = folder / f"samples-{part}.jsonl"
-            sampled = draw_samples(script, prompts, part_seed, file)
-        found.append(load_tldr_preferences(part=part, seed=part_seed, sampled=sampled))
+
+        def sample(prompts: list[str], part: str = part, part_seed: int = part_seed) -> list[str]:
+            return draw_samples(script, prompts, part_seed, folder / f"samples-{part}.jsonl")
+
+        drawn = sample if script.sampled_from is not None else None
+        found.append(load_tldr_preferences(part=part, seed=part_seed, num_rows=entries, sample=drawn))
     return found[0], found[1]
 
 
-def draw_samples(script: RewardArguments, prompts: list[str], seed: int, file: Path) -> dict[str, str]:
-    """Prompt -> a summary sampled from the model on the prompt as cut; read where the file has them already."""
+def draw_samples(script: RewardArguments, prompts: list[str], seed: int, file: Path) -> list[str]:
+    """A summary sampled from the model for each prompt as cut; read where the file has them already."""
     if not file.exists():
         policy = PolicyConfig(model_name_or_path=script.sampled_from, dtype="float32")
         tokenizer = load_policy_tokenizer(policy)
@@ -245,11 +242,10 @@ def draw_samples(script: RewardArguments, prompts: list[str], seed: int, file: P
             max_new_tokens=script.max_new_tokens, temperature=script.sampling_temperature, seed=seed,
             show_progress=is_main_process(),
         )  # fmt: skip
-        if not is_main_process():
-            return dict(zip(prompts, system.completions, strict=True))
-        System("samples", prompts, system.completions, system.ended).write(file)
-    system = read_system(str(file), "samples")
-    return dict(zip(system.prompts, system.completions, strict=True))
+        if is_main_process():
+            System("samples", prompts, system.completions, system.ended).write(file)
+        return system.completions
+    return read_system(str(file), "samples").completions
 
 
 def _human_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
@@ -263,7 +259,7 @@ def _human_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _dtype(policy: PolicyConfig) -> torch.dtype | str:
-    return policy.dtype if policy.dtype in ("auto", None) else getattr(torch, policy.dtype)
+    return "auto" if policy.dtype in ("auto", None) else getattr(torch, policy.dtype)
 
 
 def reward_table(role: str, results: dict[str, Any]) -> Table:

@@ -66,7 +66,8 @@ class ScopeRewardTrainer(RewardTrainer):
         """The model as it is now, as a function of texts."""
         model: Any = self.accelerator.unwrap_model(self.model)
         tokenizer: Any = self.processing_class
-        longest = min(self.args.max_length or 10**6, getattr(model.config, "max_position_embeddings", None) or 10**6)
+        args: Any = self.args
+        longest = min(args.max_length or 10**6, getattr(model.config, "max_position_embeddings", None) or 10**6)
         return RewardScorer(model, tokenizer, batch_size=batch_size, max_length=longest if longest < 10**6 else None)
 
     def save_scorer(self, folder: str | Path) -> None:

@@ -1,0 +1,295 @@
+"""TL;DR from end to end: SFT -> reward model and held-out judge -> RL -> win rate. recipes/tldr_scope.py runs `main`.
+
+Each stage has a folder of its own below the output folder, named by the hash of all that it depends on, and is skipped
+where it is done: another objective or seed of RL uses the same SFT model, reward model and judge.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, all_documentation
+from scope_rlhf.data.loading import dataset_fingerprint
+from scope_rlhf.data.tldr import load_tldr
+from scope_rlhf.evaluation.completions import System, generate, read_system
+from scope_rlhf.evaluation.judges import RewardJudge
+from scope_rlhf.evaluation.win_rate import compare
+from scope_rlhf.experiments.arguments import parse_arguments
+from scope_rlhf.experiments.policy_run import Task, push_model, quiet_libraries, run_policy
+from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.tldr_arguments import EXPERIMENT, TldrArguments
+from scope_rlhf.experiments.tldr_reward import parse_reward, reward_table, run_reward
+from scope_rlhf.experiments.tldr_sft import cut_prompts, parse_sft, run_sft, sft_table
+from scope_rlhf.experiments.win_rate import result_table
+from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
+from scope_rlhf.models.reward import RewardScorer
+from scope_rlhf.reports import write_model_card, write_report
+from scope_rlhf.reports.win_rate import write_win_rate_report
+from scope_rlhf.runtime import RunFolder, is_main_process
+from scope_rlhf.trainers.checkpoints import newest_checkpoint
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+
+SFT, RL, REFERENCES = "sft", "rl", "references"
+PAIRINGS = ((RL, SFT), (RL, REFERENCES), (SFT, REFERENCES))
+
+
+def main(argv: Sequence[str], prog: str | None = None, algorithm: str | None = None) -> int:
+    """Run the chain that the command line describes; the exit status."""
+    quiet_libraries()
+    script, policy, training = parse_arguments(EXPERIMENT, list(argv), prog, algorithm)
+    run(script, policy, training)
+    return 0
+
+
+def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> dict[str, Stage]:
+    """The chain; name -> stage. ValueError for what cannot work, before the first stage trains."""
+    if script.num_threads:
+        torch.set_num_threads(script.num_threads)
+    console = Console(quiet=training.process_index != 0)
+    given = training.output_dir not in (None, "", "trainer_output")
+    root = Path(str(training.output_dir)) if given else Path("runs/tldr")
+    settings = _stage_settings(script, policy, training)
+    if script.dataset_name == EMBEDDED_DOCUMENTATION:
+        all_documentation()  # read once, with a progress line, before the first stage
+    stages: dict[str, Stage] = {}
+    models = {SFT: script.sft_model_name_or_path}
+    if not models[SFT]:
+        sft_script, sft_policy, sft_training = settings["sft"]
+        stages["sft"] = run_sft(sft_script, sft_policy, sft_training, root, console)
+        models[SFT] = stages["sft"].results["model"]
+        console.print(sft_table(stages["sft"].results))
+    for role in ("reward", "judge"):
+        models[role] = getattr(script, f"{role}_model_name_or_path")
+        if models[role]:
+            continue
+        reward_script, reward_policy, reward_training = settings[role]
+        upstream: dict[str, Any] = {}
+        if "sft" in stages:
+            upstream["sampled_from"] = stages["sft"].folder.name
+            if role == "reward":
+                upstream["model"] = stages["sft"].folder.name
+        if role == "reward":
+            reward_policy.model_name_or_path = models[SFT]
+        if reward_script.dataset_name == EMBEDDED_DOCUMENTATION:
+            reward_script.sampled_from = models[SFT]
+        stages[role] = run_reward(reward_script, reward_policy, reward_training, root, console, **upstream)
+        models[role] = stages[role].results["model"]
+        console.print(reward_table(role, stages[role].results))
+    stages["rl"] = run_rl(script, policy, training, models, stages, root, console)
+    if models["judge"] != "none":
+        stages["winrate"] = run_win_rate(script, policy, training, models, stages, root, console)
+        if is_main_process():
+            _finish(stages, training, console)
+    elif is_main_process() and training.hub_model_id:
+        push_model(stages["rl"].folder / "model", training)
+    console.print(summary_table(stages))
+    return stages
+
+
+def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> dict[str, Any]:
+    """Settings of the stages that are to run, with every name looked up: a wrong one must not cost hours of another
+    stage.
+    """
+    base = policy.model_name_or_path or ""
+    common = [f"--model_name_or_path={base}", f"--max_prompt_length={script.max_prompt_length}"]
+    common.append(f"--use_cpu={training.use_cpu}")
+    found: dict[str, Any] = {}
+    if script.sft_model_name_or_path:
+        find_model(script.sft_model_name_or_path, "--sft_model_name_or_path")
+    else:
+        words = [*common, f"--dataset_name={script.dataset_name}", f"--dtype={policy.dtype}"]
+        found["sft"] = parse_sft([*words, *_config(script.sft_config)])
+        find_model(base, "--model_name_or_path", revision=policy.model_revision)
+    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
+    pairs = script.preference_dataset_name or (EMBEDDED_DOCUMENTATION if embedded else "trl-lib/tldr-preference")
+    for role in ("reward", "judge"):
+        name = getattr(script, f"{role}_model_name_or_path")
+        if name and name != "none":
+            find_model(name, f"--{role}_model_name_or_path")
+        elif not name:
+            words = [*common, f"--dataset_name={pairs}", f"--role={role}", f"--dtype={policy.dtype}"]
+            config = script.judge_config or script.reward_config if role == "judge" else script.reward_config
+            found[role] = parse_reward([*words, *_config(config)])
+    if script.reward_model_name_or_path == "none":
+        raise ValueError(
+            "reward_model_name_or_path 'none' leaves nothing to optimise; set --reward_model_name_or_path."
+        )
+    return found
+
+
+def _config(file: str | None) -> list[str]:
+    return [] if file is None else ["--config", file]
+
+
+def load_prompts(script: Any, training: ScopeGRPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
+    """Cut prompts with their reference summaries (column completion): to train on, and to measure with."""
+    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
+    train = load_tldr(
+        script.dataset_name, "train", split=None if embedded else script.dataset_train_split,
+        num_rows=script.num_train_prompts, seed=training.seed,
+    )  # fmt: skip
+    evaluation = evaluation_prompts(script, script.num_eval_prompts)
+    return (
+        cut_prompts(train, tokenizer, script.max_prompt_length),
+        cut_prompts(evaluation, tokenizer, script.max_prompt_length),
+    )
+
+
+def evaluation_prompts(script: TldrArguments, number: int) -> Dataset:
+    """The first prompts of the evaluation part, the same for every seed of training; fewer where there are fewer."""
+    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
+    part = (script.dataset_test_split or "eval") if embedded else "eval"
+    data = load_tldr(script.dataset_name, part, split=None if embedded else script.dataset_test_split or None, seed=0)
+    return data.select(range(min(number, len(data))))
+
+
+TASK = Task(
+    name="tldr",
+    reward="summary_reward",
+    judge="summary_judge",
+    labels=("reward model: score, optimised", "held-out judge: score"),
+    prompt_length=lambda script: script.max_prompt_length,
+    load_prompts=load_prompts,
+    output="logit",
+)
+
+
+def run_rl(
+    script: TldrArguments,
+    policy: PolicyConfig,
+    training: ScopeGRPOConfig,
+    models: dict[str, str],
+    stages: dict[str, Stage],
+    root: Path,
+    console: Console,
+) -> Stage:
+    """The stage of RL: a run folder as of recipes/imdb_scope.py."""
+    script = replace(script, reward_model_name_or_path=models["reward"], judge_model_name_or_path=models["judge"])
+    policy = replace(policy, model_name_or_path=models[SFT])
+    identities = {
+        name: stages[name].folder.name if name in stages else model_identity(models[name])
+        for name in (SFT, "reward", "judge")
+    }
+    names = ("model_name_or_path", "sft_model_name_or_path", "reward_model_name_or_path", "judge_model_name_or_path")
+    settings = {**training.to_dict(), **asdict(policy), **asdict(script), **dict.fromkeys(names)}
+    later = ("num_win_rate_prompts", "win_rate_temperature", "sft_config", "reward_config", "judge_config")
+    inputs = stage_inputs({k: v for k, v in settings.items() if k not in later}, models=identities)
+    if script.critic_from_reward_model:
+        critic: Any = training
+        critic.critic_backbone, critic.critic_model_name_or_path = "model", models["reward"]
+
+    def work(folder: Path) -> dict[str, Any]:
+        training.output_dir = str(folder)
+        checkpoint = newest_checkpoint(folder)
+        training.resume_from_checkpoint = str(checkpoint) if checkpoint else None
+        if checkpoint is None and is_main_process():
+            (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that left no checkpoint
+        run_policy(TASK, script, policy, training, push=False)
+        evaluation = RunFolder(folder).read_evaluation() or {}
+        return {"model": str(folder / "model"), "metrics": evaluation.get("metrics")}
+
+    name = Path(training.objective.rsplit(":", 1)[-1]).name
+    return run_stage(root, f"{script.algorithm}-{name}-{training.seed}", inputs, work, console)
+
+
+def run_win_rate(
+    script: TldrArguments,
+    policy: PolicyConfig,
+    training: ScopeGRPOConfig,
+    models: dict[str, str],
+    stages: dict[str, Stage],
+    root: Path,
+    console: Console,
+) -> Stage:
+    """The stage of win rates: RL against SFT, and both against the references, by the held-out judge."""
+    data = evaluation_prompts(script, script.num_win_rate_prompts)
+    judge_identity = stages["judge"].folder.name if "judge" in stages else model_identity(models["judge"])
+    inputs = stage_inputs(
+        {"rl": stages["rl"].folder.name, "judge": judge_identity, "data": dataset_fingerprint(data),
+         "temperature": script.win_rate_temperature, "max_new_tokens": training.max_completion_length,
+         "max_prompt_length": script.max_prompt_length, "seed": script.eval_seed}
+    )  # fmt: skip
+
+    def work(folder: Path) -> dict[str, Any]:
+        if not is_main_process():
+            return {}
+        with RunFolder(folder):
+            sft = replace(policy, model_name_or_path=models[SFT])
+            tokenizer = load_policy_tokenizer(sft)
+            cut = cut_prompts(data, tokenizer, script.max_prompt_length)
+            prompts, references = list(cut["prompt"]), [text.strip() for text in cut["completion"]]
+            names = {SFT: models[SFT], RL: str(stages["rl"].folder / "model")}
+            systems = {REFERENCES: System(REFERENCES, prompts, references, [True] * len(prompts))}
+            for name, path in names.items():
+                file = folder / f"completions_{name}.jsonl"
+                if not file.exists():
+                    model, _, _ = load_policy(replace(policy, model_name_or_path=path), tokenizer)
+                    device = "cpu" if training.use_cpu or not torch.cuda.is_available() else "cuda"
+                    quantised = policy.load_in_4bit or policy.load_in_8bit
+                    generate(
+                        model if quantised else model.to(device), tokenizer, prompts, name=name,
+                        max_new_tokens=training.max_completion_length or 1,
+                        temperature=script.win_rate_temperature, seed=script.eval_seed,
+                    ).write(file)  # fmt: skip
+                systems[name] = read_system(str(file), "completions", name)
+            scorer = RewardScorer.from_pretrained(
+                models["judge"], setting="--judge_model_name_or_path", output=TASK.output
+            )
+            judge = RewardJudge(scorer, f"held-out judge ({judge_identity})" if "judge" in stages else models["judge"])
+            summaries, folders = [], []
+            for a, b in PAIRINGS:
+                result = compare(systems[a], systems[b], judge, seed=script.eval_seed)
+                result.write(folder / f"{a}-{b}")
+                folders.append(folder / f"{a}-{b}")
+                summaries.append(result.summary)
+            written = write_win_rate_report(folders, folder)
+            return {"comparisons": summaries, "files": [str(file) for file in written]}
+
+    return run_stage(root, f"winrate-{stages['rl'].folder.name.rsplit('-', 1)[0]}", inputs, work, console)
+
+
+def _finish(stages: dict[str, Stage], training: ScopeGRPOConfig, console: Console) -> None:
+    """The win rates into the run's evaluation, report and card; the push, which is the last to happen."""
+    run = RunFolder(stages["rl"].folder)
+    evaluation = run.read_evaluation() or {}
+    comparisons = stages["winrate"].results["comparisons"]
+    if evaluation.get("win_rates") != comparisons:
+        run.write_evaluation({**evaluation, "win_rates": comparisons})
+        write_report(run.path)
+        write_model_card(run.path, run.path / "model", load_path=training.hub_model_id)
+    for summary in comparisons:
+        console.print(result_table(summary))
+    if training.hub_model_id:
+        push_model(run.path / "model", training)
+        console.print(f"pushed to {training.hub_model_id}")
+
+
+def summary_table(stages: dict[str, Stage]) -> Table:
+    """Stage, seconds, main figure and folder, for a terminal."""
+    table = Table("stage", "seconds", "result", "folder", title="TL;DR")
+    for name, stage in stages.items():
+        seconds = "done before" if stage.cached else f"{stage.seconds:.0f}"
+        table.add_row(name, seconds, _headline(name, stage.results), str(stage.folder))
+    return table
+
+
+def _headline(name: str, results: dict[str, Any]) -> str:
+    if name == "sft":
+        return f"loss {results['before']['loss']:.2f} -> {results['after']['loss']:.2f}"
+    if name in ("reward", "judge"):
+        found = results["accuracy"]
+        return f"accuracy {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    if name == "winrate":
+        rate = (results["comparisons"][0]["win_rate"] or {}).get("rate")
+        if rate is None:
+            return "no valid pair"
+        return f"{100 * rate['value']:.1f} % over SFT [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    judge = (results.get("metrics") or {}).get("judge")
+    return "" if judge is None else f"judge {judge['before']:.2f} -> {judge['after']:.2f}"
