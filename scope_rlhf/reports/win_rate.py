@@ -45,7 +45,14 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 
 def win_rate_markdown(summaries: Sequence[dict[str, Any]]) -> str:
-    """One row for each comparison, and below it what the columns are."""
+    """report.md: win_rate_section, and links to the pairs and the picture."""
+    picture = "\n![win rates](win_rate.png)\n" if any(s["win_rate"] for s in summaries) else ""
+    pairs = "The pairs with what the judge said: [pairs.html](pairs.html).\n"
+    return f"# Win rates\n\n{win_rate_section(summaries)}\n\n{pairs}{picture}"
+
+
+def win_rate_section(summaries: Sequence[dict[str, Any]]) -> str:
+    """One row for each comparison, and below it what the columns are and how the completions were made."""
     header = (
         "A", "B", "judge", "win rate of A", "length-controlled", "decided pairs only", "wins / ties / losses", "n",
         "invalid", "words A / B", "empty A / B", "without end A / B", "same in both orders",
@@ -73,9 +80,7 @@ def win_rate_markdown(summaries: Sequence[dict[str, Any]]) -> str:
     )
     table = markdown_table(header, rows)
     how = "\n".join(f"- {escape_cell(line)}" for line in decoding)
-    picture = "\n![win rates](win_rate.png)\n" if any(s["win_rate"] for s in summaries) else ""
-    pairs = "The pairs with what the judge said: [pairs.html](pairs.html).\n"
-    return f"# Win rates\n\n{table}\n\n{notes}\n\nDecoding:\n\n{how}\n\n{pairs}{picture}"
+    return f"{table}\n\n{notes}\n\nDecoding:\n\n{how}"
 
 
 def plot_win_rates(summaries: Sequence[dict[str, Any]], path: str | Path) -> Path:

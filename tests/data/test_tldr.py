@@ -135,18 +135,29 @@ def test_the_comparisons_of_openai_are_read_from_the_hubs_own_conversion(monkeyp
 
 def test_synthetic_pairs_prefer_the_human_line_and_say_what_the_other_one_is():
     entries = [entry(i) for i in range(6)] + [entry(i, "q") for i in range(6, 9)]
-    sampled = {tldr.documentation_prompt(entries[0]): "A sampled one."}
-    pairs = synthetic_pairs(entries, 0, sampled)
-    assert pairs == synthetic_pairs(entries, 0, sampled) != synthetic_pairs(entries, 1, sampled)
-    kinds = [kind for *_, kind in pairs]
-    assert kinds.count("sampled") == 1 and kinds.count("shuffled") >= 7
-    summaries = {e.summary for e in entries[:6]}
-    for prompt, chosen, rejected, kind in pairs:
-        assert chosen != rejected and f"text {chosen.split()[2]} " in prompt
+    asked = []
+
+    def sample(prompts):
+        asked.extend(prompts)
+        return [f"Sampled {number}." for number in range(len(prompts))]
+
+    pairs = synthetic_pairs(entries, 0, sample)
+    assert pairs == synthetic_pairs(entries, 0, sample) != synthetic_pairs(entries, 1, sample)
+    assert [kind for *_, kind in pairs] == ["another", "shuffled", "sampled"] * 3  # one for each entry, in turn
+    assert asked[:3] == [tldr.documentation_prompt(entries[i]) for i in (2, 5, 8)]
+    for (prompt, chosen, rejected, kind), own in zip(pairs, entries, strict=True):
+        assert prompt == tldr.documentation_prompt(own) and chosen == own.summary != rejected
         if kind == "shuffled":
             assert sorted(rejected.split()) == sorted(chosen.split())
-        if kind == "another" and prompt.startswith("PACKAGE: p"):
-            assert rejected in summaries  # of the same package
+        if kind == "another":
+            assert rejected in {e.summary for e in entries if e.package != own.package}
+        if kind == "sampled":
+            assert rejected == f"Sampled {asked.index(prompt) % 3}."
+
+
+def test_without_a_model_to_sample_from_the_other_two_kinds_take_turns():
+    pairs = synthetic_pairs([entry(i) for i in range(4)], 0)
+    assert [kind for *_, kind in pairs] == ["another", "shuffled"] * 2
 
 
 def test_the_embedded_rows_are_the_documentation(monkeypatch):
