@@ -122,7 +122,9 @@ def model_value_head(
         )
     backbone, base = whole.base_model, policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     sizes = [int(m.get_input_embeddings().weight.shape[0]) for m in (backbone, base)]
-    if sizes[0] != sizes[1]:
+    # A row more for a pad token of its own (trainers.reward.load_classifier) is never read.
+    padded = sizes[0] == sizes[1] + 1 and whole.config.pad_token_id == sizes[1]
+    if sizes[0] != sizes[1] and not padded:
         raise ValueError(
             f"{name} has {sizes[0]} token embeddings and the policy {sizes[1]}: a critic reads the policy's token ids, "
             f"so the two need one tokenizer; set {setting} to such a model, or share the policy's backbone."
