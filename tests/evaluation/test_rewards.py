@@ -32,6 +32,7 @@ def test_the_likelihood_of_given_texts_is_that_of_one_pass_each():
     texts, ended = [" good film", " a", "", " the cast was great by far"], [True, False, False, True]
     scored = score_system(system("x", texts, ended), {"length": length_score}, model, tokenizer, batch_size=3)
     assert scored.kl is None and scored.scores["length"] == [22.0, 7.0, 14.0, 33.0]
+    assert scored.reference_nll is not None and scored.reference_tokens is not None
     for i, (text, end) in enumerate(zip(texts, ended, strict=True)):
         prompt, completion = (tokenizer(x)["input_ids"] for x in (PROMPTS[i], text))
         # An empty completion is its end token.
@@ -51,11 +52,11 @@ def test_a_policy_has_a_kl_to_its_base_that_is_zero_for_a_new_adapter_and_positi
     model = get_peft_model(tiny_gpt2(tokenizer), LORA)
     prompts = [f"{prompt} {i}" for prompt in PROMPTS[:4] for i in range(20)]
     before = score_policy(model, tokenizer, prompts, {}, name="new", max_new_tokens=6)
-    assert max(map(abs, before.kl)) < 1e-5
+    assert before.kl is not None and max(map(abs, before.kl)) < 1e-5
     disturb(model, "lora_B", 1.0)
     after = score_policy(model, tokenizer, prompts, {"length": length_score}, name="trained", max_new_tokens=6)
     # Standard error of the mean over 80 sequences: about .2.
-    assert np.mean(after.kl) > 0.5
+    assert after.kl is not None and np.mean(after.kl) > 0.5
     assert after.system.decoding == "temperature 1, seed 0, at most 6 tokens"
     again = score_policy(model, tokenizer, prompts, {"length": length_score}, name="trained", max_new_tokens=6)
     assert again == after
