@@ -125,6 +125,29 @@ what language models are asked
     + PROMPTS_HELP
 )
 
+EVALUATE_HELP = (
+    """\
+usage: scope-rlhf evaluate --systems A [B ...] [--flag value ...]
+       scope-rlhf evaluate --run_dir RUN [RUN ...]
+
+Rewards, KL to the reference, perplexity, distinct-2, length and ROUGE of systems on the same prompts, with the paired
+difference to the first one; or the over-optimisation curve of run folders: training reward and held-out judge against
+KL. Unknown flags are errors.
+
+systems
+  --systems SYSTEM ...              as for `scope-rlhf winrate`: files of completions, models, references
+  --names NAME ...                  what the results call them
+  --reward_model_name_or_path NAME  reward model that was trained against
+  --judge_model_name_or_path NAME   held-out reward model
+  --reference_model_name_or_path NAME   for KL and perplexity; an adapter has its own base
+
+runs
+  --run_dir RUN_DIR ...             draw over_optimisation.png from their logs
+
+"""
+    + PROMPTS_HELP
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for a failed check, 2 for a user's mistake."""
@@ -132,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands except the flags of grpo, ppo and winrate, which the experiments parse."""
+    """All commands except the flags of grpo, ppo, winrate and evaluate, which the experiments parse."""
     parser = argparse.ArgumentParser(
         prog="scope-rlhf",
         description="RLHF with exchangeable policy objectives.",
@@ -144,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("grpo", help="train with GRPO and any objective", add_help=False)
     commands.add_parser("ppo", help="train with PPO, any objective and any critic", add_help=False)
     commands.add_parser("winrate", help="compare two systems by a judge", add_help=False)
+    commands.add_parser("evaluate", help="rewards, KL and ROUGE of systems; over-optimisation of runs", add_help=False)
 
     objectives = commands.add_parser(
         "objectives",
@@ -181,8 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _dispatch(argv: list[str]) -> int | None:
     if argv and argv[0] in ("grpo", "ppo"):
         return _train(argv[0], argv[1:])
-    if argv and argv[0] == "winrate":
-        return _win_rate(argv[1:])
+    if argv and argv[0] in ("winrate", "evaluate"):
+        return _measure(argv[0], argv[1:])
     arguments = build_parser().parse_args(argv)
     if arguments.command == "objectives":
         return _check(arguments) if arguments.action == "check" else _list_objectives()
@@ -198,13 +222,16 @@ def _train(algorithm: str, argv: list[str]) -> int | None:
     return imdb.main(["--help"] if "--help-all" in argv else argv, f"scope-rlhf {algorithm}", algorithm)
 
 
-def _win_rate(argv: list[str]) -> int:
+def _measure(command: str, argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
-        print(WINRATE_HELP, end="")
+        print(WINRATE_HELP if command == "winrate" else EVALUATE_HELP, end="")
         return 0
-    from scope_rlhf.experiments import win_rate
+    if command == "winrate":
+        from scope_rlhf.experiments.win_rate import main
+    else:
+        from scope_rlhf.experiments.evaluate import main
 
-    return win_rate.main(argv, "scope-rlhf winrate")
+    return main(argv, f"scope-rlhf {command}")
 
 
 def _list_objectives() -> None:

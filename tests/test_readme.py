@@ -71,3 +71,30 @@ def test_the_examples_of_the_trainers_run_as_they_stand_without_the_hub(tmp_path
     exec(code.replace('"out", ', f'"out", {short}'), found)
     assert found["trainer"].state.global_step == 1
     assert math.isfinite(found["trainer"].state.log_history[-1]["train_loss"])
+
+
+def evaluation_section():
+    return README[README.index("## Evaluation") : README.index("## Embedded models")]
+
+
+def test_the_commands_and_keys_of_the_evaluation_are_there():
+    from scope_rlhf.experiments.evaluate import EvaluateArguments
+    from scope_rlhf.experiments.win_rate import WinRateArguments
+
+    section = evaluation_section()
+    for command, arguments in (("winrate", WinRateArguments), ("evaluate", EvaluateArguments)):
+        for line in re.findall(rf"^scope-rlhf {command} .*$", section, re.MULTILINE):
+            assert set(re.findall(r"--(\w+)", line)) <= {field.name for field in fields(arguments)}
+    named = set(re.findall(r"`--(\w+)", section))
+    assert named and named <= {field.name for field in fields(WinRateArguments)}
+
+
+def test_the_examples_of_the_evaluation_run_as_they_stand_and_log_the_keys_that_are_named(tmp_path):
+    section = evaluation_section()
+    callback, module = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    trainer = make_trainer("grpo", tmp_path, max_steps=1)
+    exec(callback, {"trainer": trainer})
+    trainer.train()
+    logged = {key for row in trainer.state.log_history for key in row if key.startswith("win_rate")}
+    assert logged == set(re.findall(r"`(win_rate(?:/\w+)?)`", section))
+    exec(module, {})

@@ -123,7 +123,7 @@ def generate(
     """
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
-    _check_room(model, tokenizer, prompts, max_new_tokens, name)
+    check_room(model, tokenizer, prompts, max_new_tokens, name)
     was_training = model.training
     model.eval()
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
@@ -159,7 +159,8 @@ def describe_decoding(max_new_tokens: int, temperature: float, seed: int) -> str
     return f"{how}, at most {max_new_tokens} tokens"
 
 
-def _check_room(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, name: str) -> None:
+def check_room(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, name: str) -> None:
+    """ValueError, beginning with `name`, for prompts that a model cannot complete (see `generate`)."""
     lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]]
     if not all(lengths):
         raise ValueError(f"{name}: prompt {lengths.index(0)} has no tokens, so there is nothing to go on from.")

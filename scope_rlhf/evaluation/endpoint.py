@@ -28,6 +28,8 @@ from scope_rlhf.runtime.files import json_line, read_json_lines
 
 # Answers of a server that may be other ones a moment later.
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
+# Refusals that may concern one question, such as a text longer than the context.
+OF_THE_QUESTION = (400, 422)
 LONGEST_WAIT = 60.0
 
 
@@ -90,8 +92,10 @@ class EndpointJudge:
     """Asks an OpenAI-compatible endpoint; `cache` (a .jsonl file) keeps every answer, so that a killed run resumes.
 
     An answer that names no verdict is invalid and kept. A request that still fails after its retries is invalid and
-    not kept, so that the next run asks again. The first request is made alone: an endpoint that cannot be reached, a
-    refused key and an unknown model are one ConnectionError or ValueError before the others are sent.
+    not kept, so that the next run asks again; so is a question that the server refuses (too long, for one). The first
+    request is made alone: an endpoint that cannot be reached, a refused key and an unknown model are one
+    ConnectionError or ValueError before the others are sent. So many failures in a row that the server must be gone
+    (twice the concurrency, at least 10) are a ConnectionError too; what was answered is kept.
 
     The log beside the cache (<cache>.log.jsonl) has one line for each request: status, seconds, tokens, cost.
     """
@@ -113,14 +117,28 @@ class EndpointJudge:
         questions = {self._hash(c): fill_wording(self.config.wording, c) for c in comparisons}
         todo = [(key, question) for key, question in questions.items() if key not in self._answers]
         failed: dict[str, str] = {}
+        in_a_row = 0
 
         def ask(item: tuple[str, str]) -> None:
+            nonlocal in_a_row
             key, question = item
             try:
                 words = self._ask(question)
-            except _Failed as error:
+            except _Refused as error:
+                if item is todo[0] or error.status not in OF_THE_QUESTION:
+                    raise
                 failed[key] = str(error)
                 return
+            except _Failed as error:
+                failed[key] = str(error)
+                in_a_row += 1
+                if in_a_row >= max(10, 2 * self.config.concurrency):
+                    raise ConnectionError(
+                        f"the judge at {self.config.base_url} failed {in_a_row} times in a row (last: {error}). The "
+                        "answers that were given are kept; start again when the server runs."
+                    ) from error
+                return
+            in_a_row = 0
             with self._lock:
                 self._answers[key] = words
                 with self.cache.open("a", encoding="utf-8") as file:
@@ -130,9 +148,12 @@ class EndpointJudge:
             if todo:
                 self._probe(todo[0], ask, failed)
                 progress.update()
-            with ThreadPoolExecutor(self.config.concurrency) as pool:
+            pool = ThreadPoolExecutor(self.config.concurrency)
+            try:
                 for _ in pool.map(ask, todo[1:]):
                     progress.update()
+            finally:  # after an error the other questions are not sent any more
+                pool.shutdown(cancel_futures=True)
         judgements = []
         for c in comparisons:
             key = self._hash(c)
@@ -191,13 +212,16 @@ class EndpointJudge:
                     json=self._request(question),
                     headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
                     timeout=self.config.timeout,
+                    # No proxy of the environment on the way to this machine.
+                    proxies={"http": "", "https": ""} if self.config.local else None,
                 )
                 status = response.status_code
                 if status in (400, 401, 403, 404, 422):
-                    raise ValueError(
+                    raise _Refused(
                         f"the judge at {self.config.base_url} refused the request with status {status}: "
                         f"{response.text[:300]!r}. Check --judge_base_url, --judge_model, --judge_api and the key in "
-                        f"{self.config.api_key_variable}."
+                        f"{self.config.api_key_variable}.",
+                        status,
                     )
                 asked_to_wait = response.headers.get("Retry-After")
                 said = f"status {status}: {response.text[:200]}"
@@ -245,6 +269,14 @@ class EndpointJudge:
                "completion_tokens": tokens[1], "cost": cost}  # fmt: skip
         with self._lock, self.log.open("a", encoding="utf-8") as file:
             file.write(json_line(row))
+
+
+class _Refused(ValueError):
+    """A request that the server did not take."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class _Failed(Exception):

@@ -58,6 +58,11 @@ def find_panels(rows: list[dict[str, Any]]) -> list[Panel]:
     panels = [
         Panel("Reward", "mean per completion", {key: reward_label(key) for key in rewards} or {"reward": "reward"}),
         Panel("Held-out reward", "mean per completion", {"eval_reward": ""}),
+        Panel(
+            "Win rate",
+            "share of pairs",
+            {"win_rate": "over the baseline", "win_rate/length_controlled": "at equal length"},
+        ),
         Panel("KL to the reference", "nats per token", {"kl": ""}),
         Panel("KL of a rollout", "nats per sequence", {"rollout/kl": ""}),
         Panel("Explained variance", "of the returns, by the critic", {"value/explained_variance": ""}),

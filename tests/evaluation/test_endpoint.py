@@ -172,6 +172,45 @@ def test_a_refusal_is_one_error_after_one_request(serve, tmp_path, status):
     assert len(server.requests) == 1
 
 
+def test_a_question_that_is_refused_is_invalid_where_others_are_taken_and_a_key_that_is_withdrawn_stops_the_rest(
+    serve, tmp_path
+):
+    def answer(number, body):
+        return (400, {"error": "too long"}, {}) if shorter_text_number(body) == 2 else (200, chat("Preferred: A"), {})
+
+    judgements = judge_of(serve(answer), tmp_path / "one")(PAIRS)
+    assert [j.verdict for j in judgements] == ["first", "first", "invalid", "first", "first", "first"]
+    assert "too long" in judgements[2].words
+    many = [Comparison(f"text {i}", "one", "two") for i in range(40)]
+    server = serve(lambda number, body: (200, chat("Preferred: A"), {}) if number < 3 else (401, {}, {}))
+    with pytest.raises(ValueError, match="refused the request with status 401"):
+        judge_of(server, tmp_path / "two", concurrency=2)(many)
+    assert len(server.requests) < 10  # the others are not sent
+
+
+def test_a_server_that_is_gone_is_an_error_after_ten_failures_in_a_row_and_what_was_answered_is_kept(serve, tmp_path):
+    many = [Comparison(f"text {i}", "one", "two") for i in range(40)]
+    up = {"until": 8}
+
+    def answer(number, body):
+        return (200, chat("Preferred: A"), {}) if number < up["until"] else (503, "gone", {})
+
+    server = serve(answer)
+    with pytest.raises(ConnectionError, match=r"failed 1\d times in a row .*status 503: gone.*start again"):
+        judge_of(server, tmp_path, retries=0, concurrency=2)(many)
+    assert 18 <= len(server.requests) < 25
+    up["until"] = 1000
+    before = len(server.requests)
+    assert {j.verdict for j in judge_of(server, tmp_path)(many)} == {"first"}
+    assert len(server.requests) - before == 32
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = serve(lambda number, body: (200, chat("Preferred: A"), {}))
+    assert judge_of(server, tmp_path, retries=0)(PAIRS[:1])[0].verdict == "first"
+
+
 def test_an_endpoint_that_nobody_listens_on_is_one_error(tmp_path):
     with pytest.raises(ConnectionError, match="did not answer the first question .*Check --judge_base_url"):
         judge_of("http://127.0.0.1:9/v1", tmp_path, retries=1)(PAIRS)

@@ -12,10 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from scope_rlhf.cli import WINRATE_HELP, main
 from scope_rlhf.evaluation.completions import read_system
 from scope_rlhf.experiments.systems import find_reference, shuffle_references, space_completion
+from scope_rlhf.models.reward import RewardScorer
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 from tests.trainers.makers import save_reward_model
 
@@ -27,7 +30,7 @@ SHORTER = "def judge(prompt, first, second):\n    return 'first' if len(first) <
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with two policies, a reward model of another tokenizer, a dataset of ten posts and a judge."""
+    """A folder with two policies, a reward model, a dataset of ten posts and a judge."""
     folder = tmp_path_factory.mktemp("made")
     tokenizer = tiny_tokenizer()
     for name, seed in (("sft", 0), ("rl", 1)):
@@ -81,6 +84,25 @@ def test_two_models_are_generated_judged_in_both_orders_and_reported_and_a_secon
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert winrate(made, tmp_path / "three", "--temperature", "1", "--seed", "1") == 0
     assert rows(tmp_path / "three") != rows(tmp_path / "one")
+
+
+def test_a_reward_model_with_another_tokenizer_judges_the_text(made, tmp_path):
+    other = tiny_tokenizer(pad=True)
+    assert other.get_vocab() != tiny_tokenizer().get_vocab()
+    torch.manual_seed(2)
+    config = GPT2Config(
+        vocab_size=len(other), n_positions=64, n_embd=16, n_layer=1, n_head=2, num_labels=1, initializer_range=0.2,
+        pad_token_id=other.pad_token_id, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    flags = ["--judge_model_name_or_path", tmp_path / "other"]
+    assert winrate(made, tmp_path / "out", *flags, b="references", judge=False) == 0
+    scorer = RewardScorer.from_pretrained(str(tmp_path / "other"))
+    for row in rows(tmp_path / "out"):
+        a, b = scorer([row["prompt"] + row["a"], row["prompt"] + row["b"]]).tolist()
+        assert row["score"] == (1.0 if a > b else 0.0 if b > a else 0.5)
+        assert row["words_a_first"] == f"scores {a:.3f} and {b:.3f}"
 
 
 def test_a_system_against_itself_is_one_half(made, tmp_path):

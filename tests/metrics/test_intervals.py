@@ -60,6 +60,17 @@ def test_95_percent_interval_covers_a_skewed_mean_about_95_percent_of_the_time()
     assert 0.90 <= inside / 400 <= 0.98
 
 
+def test_95_percent_interval_of_a_paired_difference_covers_it_90_to_97_times_in_100():
+    generator = np.random.default_rng(5)
+    inside = 0
+    for trial in range(400):
+        prompt = generator.normal(scale=3.0, size=80)
+        after = prompt + generator.exponential(0.7, size=80)  # a skewed gain of .7
+        result = paired_interval(prompt + generator.normal(size=80), after, resamples=500, seed=trial)
+        inside += result.low <= 0.7 <= result.high
+    assert 0.90 <= inside / 400 <= 0.97
+
+
 def test_pairing_narrows_the_interval_when_prompts_differ_more_than_the_models_do():
     generator = np.random.default_rng(1)
     prompt = generator.normal(scale=5.0, size=200)

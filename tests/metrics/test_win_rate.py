@@ -83,6 +83,15 @@ def test_length_control_recovers_a_planted_length_bias():
     assert controlled.low < truth < controlled.high and controlled.high - controlled.low < 0.09
 
 
+def test_the_interval_of_the_length_controlled_rate_covers_the_planted_one_90_to_97_times_in_100():
+    covered = 0
+    for seed in range(200):
+        scores, difference, truth = planted(150, seed=seed)
+        interval = length_controlled_win_rate(scores, difference, resamples=300, seed=seed)
+        covered += interval.low <= truth <= interval.high
+    assert 0.90 <= covered / 200 <= 0.97
+
+
 def test_length_control_is_the_logistic_regression_of_scikit_learn():
     scores, difference, _ = planted(400)
     lengths = (difference / difference.std())[:, None]

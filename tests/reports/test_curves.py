@@ -37,6 +37,15 @@ def test_every_logged_quantity_has_its_panel_once(make_run):
     }
 
 
+def test_win_rates_that_were_logged_now_and_then_have_a_panel():
+    rows = [
+        {"step": 1, "kl": 0.1},
+        {"step": 2, "win_rate": 0.6, "win_rate/length_controlled": 0.5, "win_rate/low": 0.4},
+    ]
+    (panel,) = [panel for panel in find_panels(rows) if panel.title == "Win rate"]
+    assert panel.series == {"win_rate": "over the baseline", "win_rate/length_controlled": "at equal length"}
+
+
 def test_a_run_without_kl_has_no_kl_panel(make_run):
     assert "KL to the reference" not in panels_of(make_run(beta=0.0))
 
