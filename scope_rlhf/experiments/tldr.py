@@ -227,7 +227,7 @@ def run_win_rate(
             sft = replace(policy, model_name_or_path=models[SFT])
             tokenizer = load_policy_tokenizer(sft)
             cut = cut_prompts(data, tokenizer, script.max_prompt_length)
-            prompts, references = list(cut["prompt"]), [text.strip() for text in cut["completion"]]
+            prompts, references = list(cut["prompt"]), list(cut["completion"])
             names = {SFT: models[SFT], RL: str(stages["rl"].folder / "model")}
             systems = {REFERENCES: System(REFERENCES, prompts, references, [True] * len(prompts))}
             for name, path in names.items():
