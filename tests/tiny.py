@@ -29,12 +29,14 @@ def tiny_tokenizer(pad: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, padding_side="left", model_max_length=64, **names)
 
 
-def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, seed: int = 0, dropout: float = 0.1) -> GPT2LMHeadModel:
+def tiny_gpt2(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, dropout: float = 0.1, positions: int = 64
+) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end,
-        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, initializer_range=0.2,
+        vocab_size=len(tokenizer), n_positions=positions, n_embd=32, n_layer=2, n_head=2, bos_token_id=end,
+        eos_token_id=end, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, initializer_range=0.2,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
 

@@ -50,10 +50,8 @@ def cut_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int)
     end = f"\n\n{CUE}" if prompt.endswith(CUE) else ""
     for breaks in ("\n", " "):
         cuts = [i for i, letter in enumerate(body) if letter == breaks and i > start]
-        low, high = (
-            0,
-            len(cuts),
-        )  # the longest that fits, by halving: more text is not fewer tokens but for an odd merge
+        # The longest that fits, by halving: more text is not fewer tokens but for an odd merge.
+        low, high = 0, len(cuts)
         while low < high:
             middle = (low + high + 1) // 2
             if _count(body[: cuts[middle - 1]].rstrip() + end, tokenizer) <= max_length:

@@ -71,9 +71,9 @@ def run_stage(
     record = read_stage(folder)
     state.wait_for_everyone()  # no process may see what the first one writes below
     if record is not None:
-        console.print(f"[bold]{name}[/]: done before, {folder}")
+        console.print(f"[bold]{name}[/]: done before, {folder}", soft_wrap=True)
         return Stage(name, folder, record["results"], float(record["seconds"]), True)
-    console.rule(f"[bold]{name}[/] -> {folder}", align="left")
+    console.print(f"[bold]{name}[/] -> {folder}", soft_wrap=True)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()

@@ -108,7 +108,7 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     root = Path(training.output_dir) if given else Path("runs/tldr")
     stage = run_reward(script, policy, training, root, console)
     console.print(reward_table(script.role, stage.results))
-    console.print(f"model: {stage.folder / 'model'}")
+    console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
     return 0
 
 
@@ -265,7 +265,7 @@ def _dtype(policy: PolicyConfig) -> torch.dtype | str:
 def reward_table(role: str, results: dict[str, Any]) -> Table:
     """Accuracy for a terminal."""
     synthetic = " (synthetic pairs)" if results["synthetic"] else ""
-    table = Table("pairs", "n", "accuracy", title=f"{role}: held-out accuracy{synthetic}")
+    table = Table("pairs", "n", "accuracy", title=f"{role}: held-out accuracy{synthetic}", min_width=64)
     rows = {"all": results["accuracy"], **results["accuracy_by_kind"]}
     for kind, found in rows.items():
         table.add_row(kind, str(found["n"]), f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")

@@ -101,7 +101,7 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     root = Path(training.output_dir) if given else Path("runs/tldr")
     results = run_sft(script, policy, training, root, console)
     console.print(sft_table(results.results))
-    console.print(f"model: {results.folder / 'model'}")
+    console.print(f"model: {results.folder / 'model'}", soft_wrap=True)
     return 0
 
 
@@ -234,7 +234,9 @@ def save_merged(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) 
 
 def sft_table(results: dict[str, Any]) -> Table:
     """Before and after for a terminal."""
-    table = Table("", "before", "after", title=f"SFT, {results['eval_rows']} summaries that were not trained on")
+    table = Table(
+        "", "before", "after", title=f"SFT, {results['eval_rows']} summaries that were not trained on", min_width=64
+    )
     for name in ("loss", "rouge1", "rouge2", "rougeL", "words", "ended"):
         table.add_row(name, f"{results['before'][name]:.3f}", f"{results['after'][name]:.3f}")
     table.caption = f"ROUGE is F1 of greedy summaries; references have {results['reference_words']:.1f} words"

@@ -102,7 +102,7 @@ def test_the_scorer_reads_the_end_token_that_training_put_behind_every_text(base
     trainer = make(base, tmp_path, steps=1)
     trainer.train()
     offset = trainer.centre(["the film"])
-    model, tokenizer = trainer.model, trainer.processing_class
+    model, tokenizer = trainer.model, tiny_tokenizer()
     ids = torch.tensor([[*tokenizer("a bad film")["input_ids"], tokenizer.eos_token_id]])
     with torch.no_grad():
         by_hand = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0] - offset
@@ -123,7 +123,7 @@ def test_a_critic_that_begins_as_a_centred_reward_model_begins_with_its_scores(b
     ids = torch.tensor([[*tiny_tokenizer()("a bad film")["input_ids"], end]])
     with torch.no_grad():
         states = head.states(policy, torch.zeros(1), input_ids=ids, attention_mask=torch.ones_like(ids))
-        value = head.linear(states)[0, -1, 0] if hasattr(head, "linear") else head(states)[0, -1]
+        value = torch.nn.functional.linear(states, head.weight, head.bias)[0, -1, 0]
     score = RewardScorer.from_pretrained(str(tmp_path / "saved"))(["a bad film"])[0]
     assert float(value) == pytest.approx(float(score), abs=1e-3)
 
