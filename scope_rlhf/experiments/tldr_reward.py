@@ -41,7 +41,7 @@ EMBEDDED_REWARD: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
     "max_prompt_length": 80,
     "max_new_tokens": 32,
-    "num_train_entries": 1800,
+    "num_train_entries": 1700,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "learning_rate": 5e-4,

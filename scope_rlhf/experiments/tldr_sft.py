@@ -38,6 +38,7 @@ EMBEDDED_SFT: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
     "max_prompt_length": 80,
     "max_new_tokens": 32,
+    "num_train_rows": 1600,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "learning_rate": 1e-3,
