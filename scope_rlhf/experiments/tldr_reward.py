@@ -16,7 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from trl import RewardConfig
 
-from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, LICENCE_NOTE, documentation_versions
+from scope_rlhf.data.documentation import (
+    EMBEDDED_DOCUMENTATION,
+    LICENCE_NOTE,
+    documentation_versions,
+    load_documentation,
+)
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.data.tldr import SYNTHETIC_KINDS, load_tldr, load_tldr_preferences
 from scope_rlhf.evaluation.completions import System, generate, read_system
@@ -36,12 +41,12 @@ ROLES = ("reward", "judge")
 # Parts of the documentation; measured on `held_out`, seeds 0 and 1.
 PARTS = {"reward": "policy", "judge": "judge"}
 HELD_OUT = "held_out"
-# No arguments: one epoch over three kinds of pairs, about two minutes on two CPU cores.
+# No arguments: one epoch over three kinds of pairs, about two minutes on two CPU cores. The judge's part has 1,736.
 EMBEDDED_REWARD: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
     "max_prompt_length": 80,
     "max_new_tokens": 32,
-    "num_train_entries": 1700,
+    "num_train_entries": 2400,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "learning_rate": 5e-4,
@@ -87,7 +92,7 @@ class RewardArguments:
         default=512, metadata={"help": "Tokens; a longer prompt ends at its last line break that fits, then the cue."}
     )
     max_new_tokens: int = field(default=169, metadata={"help": "Tokens of a summary; longer pairs are left out."})
-    num_train_entries: int | None = field(default=None, metadata={"help": "Prompts to train on; default all."})
+    num_train_entries: int | None = field(default=None, metadata={"help": "Prompts to train on, at most; default all."})
     num_eval_entries: int | None = field(default=None, metadata={"help": "Prompts to measure on; default all."})
     sampled_from: str | None = field(
         default=None,
@@ -225,7 +230,9 @@ def load_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Datase
             return draw_samples(script, prompts, part_seed, folder / f"samples-{part}.jsonl")
 
         drawn = sample if script.sampled_from is not None else None
-        found.append(load_tldr_preferences(part=part, seed=part_seed, num_rows=entries, sample=drawn))
+        there = len(load_documentation(part))
+        rows = there if entries is None else min(entries, there)
+        found.append(load_tldr_preferences(part=part, seed=part_seed, num_rows=rows, sample=drawn))
     return found[0], found[1]
 
 

@@ -170,3 +170,21 @@ def test_mistakes_are_named_before_anything_is_made(words, message, tmp_path, mo
     assert run_main(main, words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_arguments_are_the_embedded_chain_with_a_useful_reward_model_and_a_win_over_sft(tmp_path):
+    """Its time on two quiet cores is in the README; here only that it ends, and what the README says of it."""
+    done = subprocess.run(
+        command("--disable_tqdm", "true"), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=1700,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = stages(tmp_path / "runs" / "tldr")
+    results = {name: json.loads((path / "stage.json").read_text())["results"] for name, path in found.items()}
+    assert results["sft"]["after"]["loss"] < results["sft"]["before"]["loss"] - 0.3
+    assert results["sft"]["after"]["rougeL"] > 1.5 * results["sft"]["before"]["rougeL"]
+    assert results["reward"]["accuracy"]["value"] >= 0.75
+    over_sft = results["winrate-ppo-scope-42"]["comparisons"][0]["win_rate"]["rate"]
+    assert over_sft["value"] >= 0.6 and over_sft["low"] > 0.5
