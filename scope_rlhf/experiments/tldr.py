@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, all_documentation
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.data.tldr import load_tldr
-from scope_rlhf.evaluation.completions import System, generate, read_system
+from scope_rlhf.evaluation.completions import System, describe_decoding, generate, read_system
 from scope_rlhf.evaluation.judges import RewardJudge
 from scope_rlhf.evaluation.win_rate import compare
 from scope_rlhf.experiments.arguments import parse_arguments
@@ -31,6 +31,7 @@ from scope_rlhf.experiments.win_rate import result_table
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.reports import write_model_card, write_report
+from scope_rlhf.reports.over_optimisation import plot_over_optimisation
 from scope_rlhf.reports.win_rate import write_win_rate_report
 from scope_rlhf.runtime import RunFolder, is_main_process
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
@@ -241,7 +242,10 @@ def run_win_rate(
                         max_new_tokens=training.max_completion_length or 1,
                         temperature=script.win_rate_temperature, seed=script.eval_seed,
                     ).write(file)  # fmt: skip
-                systems[name] = read_system(str(file), "completions", name)
+                decoding = describe_decoding(
+                    training.max_completion_length or 1, script.win_rate_temperature, script.eval_seed
+                )
+                systems[name] = replace(read_system(str(file), "completions", name), decoding=decoding)
             scorer = RewardScorer.from_pretrained(
                 models["judge"], setting="--judge_model_name_or_path", output=TASK.output
             )
@@ -265,6 +269,8 @@ def _finish(stages: dict[str, Stage], training: ScopeGRPOConfig, console: Consol
     comparisons = stages["winrate"].results["comparisons"]
     if evaluation.get("win_rates") != comparisons:
         run.write_evaluation({**evaluation, "win_rates": comparisons})
+        if any("kl" in row for row in run.read_metrics()):  # GRPO without a KL term logs none
+            plot_over_optimisation([run.path], run.path / "over_optimisation.png")
         write_report(run.path)
         write_model_card(run.path, run.path / "model", load_path=training.hub_model_id)
     for summary in comparisons:

@@ -11,8 +11,8 @@ from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 
 EMBEDDED_POLICY = "embedded/documentation-gpt2"
 
-# The RL stage of the embedded chain: rates of the IMDB run, half its steps. The first setting that was tried, on seed 7 and
-# the prompts of part held_out; the results are those of other seeds and of part eval.
+# The RL stage of the embedded chain: rates of the IMDB run, half its steps. The first setting that was tried, on seed 7
+# and the prompts of part held_out; the results are those of other seeds and of part eval.
 EMBEDDED_PPO_DEFAULTS: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
     "max_prompt_length": 80,

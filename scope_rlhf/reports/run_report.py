@@ -45,6 +45,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         parts += ["## Win rate", win_rate_section(evaluation["win_rates"])]
     if (run.path / "curves.png").exists():
         parts += ["## Curves", "![reward, KL and the rest by step](curves.png)"]
+    if (run.path / "over_optimisation.png").exists():
+        parts += ["## Over-optimisation", "![reward and held-out judge against KL](over_optimisation.png)"]
     parts += ["## Objective", objective_section(objective)]
     samples = run.read_samples()
     if samples:

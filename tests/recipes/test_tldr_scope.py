@@ -77,6 +77,8 @@ def test_the_card_and_the_report_of_the_policy_carry_the_win_rate(finished):
     card = (policy / "model" / "README.md").read_text()
     assert "type: win_rate" in card and f"value: {round(rate['value'], 4)}" in card
     assert "length-controlled" in (policy / "report.md").read_text()
+    assert "over_optimisation.png" in (policy / "report.md").read_text()
+    assert (policy / "over_optimisation.png").stat().st_size > 10_000
 
 
 def test_a_second_run_makes_nothing_again_and_prints_the_same_win_rate(files, finished):
