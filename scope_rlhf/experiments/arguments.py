@@ -17,6 +17,8 @@ from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.ppo_checks import CRITIC_ONLY, check_adapter
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
 
+MODEL = "model_name_or_path"
+
 
 @dataclass
 class RunArguments:
@@ -128,18 +130,20 @@ def parse_stage(
     paper: Mapping[str, Any],
     argv: Sequence[str],
     prog: str | None = None,
-    model: str = "",
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """parse_settings for supervised stages: `embedded` are the defaults where the model (default: `model`) is an
-    embedded one or none is named, `paper` those of any other.
+    """parse_settings for supervised stages: `embedded` are the defaults where the model is an embedded one or none is
+    named, `paper` those of any other; `given`, what a chain has settled, goes over both.
     """
+    given = given or {}
     argv, config_file = _take_config(_spell(argv))
     config = _read_config(config_file) if config_file else {}
-    name = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or model
+    name = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or given.get(MODEL)
     defaults = {**(embedded if not name or name in EMBEDDED_MODELS else paper)}
     defaults["use_cpu"] = not torch.accelerator.is_available()
     # TRL's own default is bf16 wherever fp16 is off, also on CPUs that emulate it.
     defaults["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    defaults |= given
     return parse_settings(classes, defaults, argv, config, config_file, prog)
 
 

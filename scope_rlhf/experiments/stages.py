@@ -85,7 +85,9 @@ def run_stage(
         write_json(folder / STAGE_FILE, {"name": name, "inputs": inputs, "results": results, "seconds": seconds})
     state.wait_for_everyone()
     console.print(f"[bold]{name}[/]: {seconds:.0f} s")
-    return Stage(name, folder, json.loads(json_line(results)), seconds, False)
+    # All processes go on with what the first one has found; on a disk of its own a process has its own results only.
+    record = read_stage(folder) or {"results": json.loads(json_line(results))}
+    return Stage(name, folder, record["results"], seconds, False)
 
 
 def model_identity(name: str) -> Any:

@@ -90,7 +90,8 @@ def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
             _finish(stages, training, console)
     elif is_main_process() and training.hub_model_id:
         push_model(stages["rl"].folder / "model", training)
-    console.print(summary_table(stages))
+    if is_main_process():
+        console.print(summary_table(stages))
     return stages
 
 
@@ -99,28 +100,30 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
     stage.
     """
     base = policy.model_name_or_path or ""
-    common = [f"--model_name_or_path={base}", f"--max_prompt_length={script.max_prompt_length}"]
-    common.append(f"--use_cpu={training.use_cpu}")
+    common: dict[str, Any] = {
+        "model_name_or_path": base, "model_revision": policy.model_revision, "dtype": policy.dtype,
+        "max_prompt_length": script.max_prompt_length, "use_cpu": training.use_cpu,
+        "disable_tqdm": training.disable_tqdm,
+    }  # fmt: skip
+    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
     found: dict[str, Any] = {}
     if script.sft_model_name_or_path:
         find_model(script.sft_model_name_or_path, "--sft_model_name_or_path")
     else:
-        words = [*common, f"--dataset_name={script.dataset_name}", f"--dtype={policy.dtype}"]
-        if script.dataset_name != EMBEDDED_DOCUMENTATION:
-            words.append(f"--dataset_train_split={script.dataset_train_split}")
-            words += [f"--dataset_test_split={script.dataset_test_split}"] if script.dataset_test_split else []
-        found["sft"] = parse_sft([*words, *_config(script.sft_config)])
+        given = {**common, "dataset_name": script.dataset_name}
+        if not embedded:
+            given["dataset_train_split"] = script.dataset_train_split
+            given["dataset_test_split"] = script.dataset_test_split or None
+        found["sft"] = parse_sft(_config(script.sft_config), given=given)
         find_model(base, "--model_name_or_path", revision=policy.model_revision)
-    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
     pairs = script.preference_dataset_name or (EMBEDDED_DOCUMENTATION if embedded else "trl-lib/tldr-preference")
     for role in ("reward", "judge"):
         name = getattr(script, f"{role}_model_name_or_path")
         if name and name != "none":
             find_model(name, f"--{role}_model_name_or_path")
         elif not name:
-            words = [*common, f"--dataset_name={pairs}", f"--role={role}", f"--dtype={policy.dtype}"]
             config = script.judge_config or script.reward_config if role == "judge" else script.reward_config
-            found[role] = parse_reward([*words, *_config(config)])
+            found[role] = parse_reward(_config(config), given={**common, "dataset_name": pairs, "role": role})
     if script.reward_model_name_or_path == "none":
         raise ValueError(
             "reward_model_name_or_path 'none' leaves nothing to optimise; set --reward_model_name_or_path."

@@ -5,7 +5,7 @@ of the embedded set, another part of the documentation, so that the two share no
 pair and calibration are measured on a part that neither has seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,14 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     return 0
 
 
-def parse_reward(argv: Sequence[str], prog: str | None = None) -> tuple[RewardArguments, PolicyConfig, RewardConfig]:
-    """Settings of the stage from the command line or `--config file.yaml`; ValueError for what cannot work."""
+def parse_reward(
+    argv: Sequence[str], prog: str | None = None, given: Mapping[str, Any] | None = None
+) -> tuple[RewardArguments, PolicyConfig, RewardConfig]:
+    """Settings of the stage: the command line over `--config file.yaml` over `given` over the defaults; ValueError for
+    what cannot work.
+    """
     classes = (RewardArguments, PolicyConfig, RewardConfig)
-    script, policy, training = parse_stage(classes, EMBEDDED_REWARD, PAPER_REWARD, argv, prog)
+    script, policy, training = parse_stage(classes, EMBEDDED_REWARD, PAPER_REWARD, argv, prog, given)
     if script.role not in ROLES:
         raise ValueError(f"role must be {' or '.join(ROLES)}, got {script.role!r}; set --role.")
     for name in ("max_prompt_length", "max_new_tokens", "num_train_entries", "num_eval_entries"):

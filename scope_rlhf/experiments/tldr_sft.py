@@ -5,7 +5,7 @@ Thin on TRL's SFTTrainer: the loss counts the summary and its end token only. Th
 after.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,14 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     return 0
 
 
-def parse_sft(argv: Sequence[str], prog: str | None = None) -> tuple[SftArguments, PolicyConfig, SFTConfig]:
-    """Settings of the stage from the command line or `--config file.yaml`; ValueError for what cannot work."""
+def parse_sft(
+    argv: Sequence[str], prog: str | None = None, given: Mapping[str, Any] | None = None
+) -> tuple[SftArguments, PolicyConfig, SFTConfig]:
+    """Settings of the stage: the command line over `--config file.yaml` over `given` over the defaults; ValueError for
+    what cannot work.
+    """
     classes = (SftArguments, PolicyConfig, SFTConfig)
-    script, policy, training = parse_stage(classes, EMBEDDED_SFT, PAPER_SFT, argv, prog)
+    script, policy, training = parse_stage(classes, EMBEDDED_SFT, PAPER_SFT, argv, prog, given)
     for name in ("max_prompt_length", "max_new_tokens", "num_eval_rows"):
         if getattr(script, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(script, name)}; set --{name}.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scope_rlhf.experiments import imdb
+from scope_rlhf.experiments import imdb, policy_run
 
 
 @pytest.fixture(autouse=True)
@@ -10,7 +10,7 @@ def nothing_may_load(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("a policy was loaded")
 
-    monkeypatch.setattr(imdb, "load_policy", load)
+    monkeypatch.setattr(policy_run, "load_policy", load)
 
 
 @pytest.mark.parametrize(
