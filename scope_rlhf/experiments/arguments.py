@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import TrainingArguments
 from trl import TrlParser
 
 from scope_rlhf.models.embedded import EMBEDDED_MODELS
@@ -263,6 +264,11 @@ def check_run(script: RunArguments, policy: PolicyConfig, training: ScopeGRPOCon
         raise ValueError(f"max_completion_length must be at least 1, got {training.max_completion_length}.")
     if script.num_threads is not None and script.num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {script.num_threads}.")
+    check_push(training)
+
+
+def check_push(training: TrainingArguments) -> None:
+    """ValueError for push_to_hub without a repository."""
     if training.push_to_hub and not training.hub_model_id:
         raise ValueError(
             "push_to_hub needs the repository: set --hub_model_id, which alone pushes the final model with its card."

@@ -21,7 +21,7 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, ProgressCallback
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from scope_rlhf.data.loading import dataset_fingerprint
@@ -169,7 +169,7 @@ def run_policy(
     return folder.path
 
 
-def make_hub_repository(training: ScopeGRPOConfig) -> None:
+def make_hub_repository(training: TrainingArguments) -> None:
     """The repository of hub_model_id, made before training: a missing login shows now and not hours later."""
     if training.process_index == 0:
         repo_id = str(training.hub_model_id)
@@ -177,7 +177,7 @@ def make_hub_repository(training: ScopeGRPOConfig) -> None:
             HfApi(token=training.hub_token).create_repo(repo_id, private=training.hub_private_repo, exist_ok=True)
 
 
-def push_model(model_dir: Path, training: ScopeGRPOConfig) -> None:
+def push_model(model_dir: Path, training: TrainingArguments) -> None:
     """Upload the model folder with its card to hub_model_id."""
     repo_id = str(training.hub_model_id)
     with explain_push_errors(repo_id, "--hub_model_id"):

@@ -25,8 +25,8 @@ from scope_rlhf.data.documentation import (
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.data.tldr import SYNTHETIC_KINDS, load_tldr, load_tldr_preferences
 from scope_rlhf.evaluation.completions import System, generate, read_system
-from scope_rlhf.experiments.arguments import parse_stage
-from scope_rlhf.experiments.policy_run import quiet_libraries
+from scope_rlhf.experiments.arguments import check_push, parse_stage
+from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, quiet_libraries
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
 from scope_rlhf.experiments.tldr_sft import EMBEDDED_POLICY, cut_prompts, quiet_callbacks
 from scope_rlhf.metrics.calibration import accuracy_by_kind, calibration_error, preference_accuracy
@@ -111,9 +111,14 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     console = Console(quiet=training.process_index != 0)
     given = training.output_dir not in (None, "trainer_output")
     root = Path(training.output_dir) if given else Path("runs/tldr")
+    if training.hub_model_id:
+        make_hub_repository(training)
     stage = run_reward(script, policy, training, root, console)
     console.print(reward_table(script.role, stage.results))
     console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
+    if training.hub_model_id and is_main_process():
+        push_model(stage.folder / "model", training)
+        console.print(f"pushed to {training.hub_model_id}")
     return 0
 
 
@@ -140,6 +145,7 @@ def parse_reward(
         )
     if policy.load_in_4bit or policy.load_in_8bit:
         raise ValueError("a reward model is saved whole: quantised weights cannot be; use LoRA on bfloat16 weights.")
+    check_push(training)
     if training.resume_from_checkpoint:
         raise ValueError("a stage goes on by itself: leave --resume_from_checkpoint out and give the same arguments.")
     # Two end tokens to spare: TRL adds one, and a tokenizer may add its own in front.

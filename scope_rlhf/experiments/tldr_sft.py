@@ -23,12 +23,13 @@ from scope_rlhf.data.documentation import DOCUMENTATION_PARTS, EMBEDDED_DOCUMENT
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.data.tldr import cut_prompt, load_tldr
 from scope_rlhf.evaluation.completions import generate
-from scope_rlhf.experiments.arguments import parse_stage
-from scope_rlhf.experiments.policy_run import quiet_libraries
-from scope_rlhf.experiments.stages import model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.arguments import check_push, parse_stage
+from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, quiet_libraries
+from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
 from scope_rlhf.metrics.rouge import rouge_scores
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
-from scope_rlhf.runtime import RunFolder
+from scope_rlhf.reports.markdown import markdown_table
+from scope_rlhf.runtime import RunFolder, is_main_process, write_text
 from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
 
@@ -100,9 +101,14 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     console = Console(quiet=training.process_index != 0)
     given = training.output_dir not in (None, "trainer_output")
     root = Path(training.output_dir) if given else Path("runs/tldr")
-    results = run_sft(script, policy, training, root, console)
-    console.print(sft_table(results.results))
-    console.print(f"model: {results.folder / 'model'}", soft_wrap=True)
+    if training.hub_model_id:
+        make_hub_repository(training)
+    stage = run_sft(script, policy, training, root, console)
+    console.print(sft_table(stage.results))
+    console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
+    if training.hub_model_id and is_main_process():
+        push_model(stage.folder / "model", training)
+        console.print(f"pushed to {training.hub_model_id}")
     return 0
 
 
@@ -119,13 +125,14 @@ def parse_sft(
             raise ValueError(f"{name} must be at least 1, got {getattr(script, name)}; set --{name}.")
     if script.num_train_rows is not None and script.num_train_rows < 1:
         raise ValueError(f"num_train_rows must be at least 1, or left out for all, got {script.num_train_rows}.")
+    check_push(training)
     if training.resume_from_checkpoint:
         raise ValueError("a stage goes on by itself: leave --resume_from_checkpoint out and give the same arguments.")
     training.max_length = script.max_prompt_length + script.max_new_tokens
     return script, policy, training
 
 
-def run_sft(script: SftArguments, policy: PolicyConfig, training: SFTConfig, root: Path, console: Console) -> Any:
+def run_sft(script: SftArguments, policy: PolicyConfig, training: SFTConfig, root: Path, console: Console) -> Stage:
     """The stage `sft` below root (experiments.stages)."""
     find_model(policy.model_name_or_path or "", "--model_name_or_path", revision=policy.model_revision)
     tokenizer = load_policy_tokenizer(policy)
@@ -206,7 +213,7 @@ def train_sft(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         after = measure("after")
         save_merged(trainer, tokenizer, folder / "model")
-        return {
+        results = {
             "before": before,
             "after": after,
             "reference_words": sum(len(text.split()) for text in held_out["completion"]) / len(held_out),
@@ -214,6 +221,9 @@ def train_sft(
             "eval_rows": len(held_out),
             "model": str(folder / "model"),
         }
+        if is_main_process():
+            write_text(folder / "model" / "README.md", sft_card(script, policy, training, results))
+        return results
 
 
 def quiet_callbacks(trainer: Any, run: RunFolder) -> None:
@@ -235,6 +245,29 @@ def save_merged(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) 
         trainer.save_model(str(folder))  # gathers what DeepSpeed and FSDP have sharded
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(folder)
+
+
+def sft_card(script: SftArguments, policy: PolicyConfig, training: SFTConfig, results: dict[str, Any]) -> str:
+    """README.md beside the saved model: data, settings, figures."""
+    names = ("loss", "rouge1", "rouge2", "rougeL", "words", "ended")
+    rows = [(name, f"{results['before'][name]:.3f}", f"{results['after'][name]:.3f}") for name in names]
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [sft, summarization, scope-rlhf, trl]
+---
+# Summaries by supervised fine-tuning
+
+Base: `{policy.model_name_or_path}`{", by LoRA, merged" if policy.use_peft else ""}. Trained on
+{results["train_rows"]:,} summaries of `{script.dataset_name}`: {training.num_train_epochs:g} epoch(s), learning rate
+{training.learning_rate:g}, batches of {training.per_device_train_batch_size} x {training.gradient_accumulation_steps},
+seed {training.seed}. Prompts have at most {script.max_prompt_length} tokens and end with "TL;DR:".
+
+On {results["eval_rows"]} summaries that were not trained on (loss per token of the summary; ROUGE is F1 of greedy
+summaries of at most {script.max_new_tokens} tokens; references have {results["reference_words"]:.1f} words):
+
+{markdown_table(("", "before", "after"), rows)}
+"""
 
 
 def sft_table(results: dict[str, Any]) -> Table:

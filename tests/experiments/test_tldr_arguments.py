@@ -72,6 +72,15 @@ def test_a_stage_takes_the_defaults_of_its_kind_of_model():
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 128
 
 
+def test_the_file_of_a_stage_goes_over_what_the_chain_has_settled_and_that_over_the_defaults(tmp_path):
+    (tmp_path / "sft.yaml").write_text("max_prompt_length: 40\n")
+    given = {"model_name_or_path": "gpt2", "max_prompt_length": 60, "dataset_name": "me/mine"}
+    script, policy, training = parse_sft(["--config", str(tmp_path / "sft.yaml")], given=given)
+    assert (script.max_prompt_length, script.dataset_name, policy.model_name_or_path) == (40, "me/mine", "gpt2")
+    assert training.learning_rate == 3e-6  # gpt2 is no embedded model
+    assert parse_sft([], given=given)[0].max_prompt_length == 60
+
+
 def test_the_judge_has_another_seed_than_the_reward_model():
     assert parse_reward(["--role", "judge"])[2].seed == parse_reward([])[2].seed + 1
 
@@ -82,6 +91,7 @@ def test_the_judge_has_another_seed_than_the_reward_model():
         (["--role", "critic"], "role must be reward or judge, got 'critic'"),
         (["--sampling_temperature", "0"], "sampling_temperature must be positive"),
         (["--num_train_entries", "0"], "num_train_entries must be at least 1"),
+        (["--push_to_hub"], "push_to_hub needs the repository"),
         (["--sampled_from", "gpt2", "--dataset_name", "trl-lib/tldr-preference"], "only documentation has"),
         (["--resume_from_checkpoint", "x"], "a stage goes on by itself"),
         (["--learning_rat", "1"], "did you mean --learning_rate"),
@@ -97,6 +107,7 @@ def test_settings_of_a_reward_model_that_cannot_work_are_refused(words, message)
     [
         (["--max_prompt_length", "0"], "max_prompt_length must be at least 1"),
         (["--num_train_rows", "0"], "num_train_rows must be at least 1"),
+        (["--push_to_hub"], "push_to_hub needs the repository"),
         (["--resume_from_checkpoint", "x"], "a stage goes on by itself"),
     ],
 )

@@ -147,6 +147,8 @@ def test_sft_alone_says_that_it_is_done(files, finished):
     first = run(*words, cwd=finished[0].parent, recipe="tldr_sft.py")
     assert first.returncode == 0, first.stderr[-3000:]
     assert "rougeL" in first.stdout
+    (card,) = (finished[0].parent / "alone").glob("sft-*/model/README.md")
+    assert "On 8 summaries that were not trained on" in card.read_text()
     assert "done before" in run(*words, cwd=finished[0].parent, recipe="tldr_sft.py").stdout
 
 
