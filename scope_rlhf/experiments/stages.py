@@ -13,7 +13,7 @@ from rich.console import Console
 
 from scope_rlhf import __version__
 from scope_rlhf.models.embedded import is_model_folder
-from scope_rlhf.runtime.files import json_line, write_json
+from scope_rlhf.runtime.files import content_digest, json_line, write_json
 
 STAGE_FILE = "stage.json"
 # Settings that say nothing about what a stage produces.
@@ -90,10 +90,7 @@ def run_stage(
     return Stage(name, folder, record["results"], seconds, False)
 
 
-def model_identity(name: str) -> Any:
-    """What a stage depends on by a model's name: the name, and of a local folder its files with size and time."""
+def model_identity(name: str) -> str:
+    """What a stage depends on by a model's name: the content of a local folder, otherwise the name itself."""
     path = Path(name).expanduser()
-    if not is_model_folder(path):
-        return name
-    files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name != "README.md"]
-    return [name, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+    return content_digest(path) if is_model_folder(path) else name

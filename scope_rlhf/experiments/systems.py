@@ -4,7 +4,6 @@ A file says which prompts; without one they are the dataset's, cut so that every
 """
 
 import difflib
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -23,13 +22,11 @@ from scope_rlhf.data.tldr import CUE, cut_prompt, load_tldr
 from scope_rlhf.evaluation.completions import System, describe_decoding, generate, read_system
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.runtime.environment import command_line, package_versions, source_commit
-from scope_rlhf.runtime.files import write_json
+from scope_rlhf.runtime.files import content_digest, write_json
 
 REFERENCES, SHUFFLED = "references", "shuffled-references"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 NUM_PROMPTS = 256
-# Bytes at both ends of a file that its version is made of, beside its size: weights can be tens of gigabytes.
-_ENDS = 2**20
 Arguments = TypeVar("Arguments")
 
 
@@ -112,15 +109,7 @@ def input_version(name: str, setting: str) -> str | None:
         path = Path(found).expanduser()
     if not path.exists():
         return getattr(config, "_commit_hash", None)
-    digest = hashlib.sha256()
-    for file in sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_ENDS))
-            content.seek(max(size - _ENDS, 0))
-            digest.update(content.read(_ENDS))
-    return digest.hexdigest()[:16]
+    return content_digest(path)
 
 
 def keep_config(folder: Path, arguments: Any, inputs: dict[str, str], free: Sequence[str]) -> None:

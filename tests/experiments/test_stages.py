@@ -63,11 +63,12 @@ def test_where_it_is_written_and_how_often_it_logs_are_no_inputs_but_the_rate_an
     assert stage_inputs(base, data="x") != stage_inputs(base, data="y")
 
 
-def test_a_local_model_is_known_by_its_files_and_a_hub_name_by_itself(tmp_path):
+def test_a_local_model_is_known_by_its_content_wherever_it_lies_and_a_hub_name_by_itself(tmp_path):
     assert model_identity("gpt2") == "gpt2"
-    (tmp_path / "config.json").write_text("{}")
-    before = model_identity(str(tmp_path))
-    (tmp_path / "README.md").write_text("a card")
-    assert model_identity(str(tmp_path)) == before
-    (tmp_path / "config.json").write_text('{"n_layer": 2}')
-    assert model_identity(str(tmp_path)) != before
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    before = model_identity(str(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert model_identity(str(tmp_path / "b")) == before
+    (tmp_path / "b" / "config.json").write_text('{"n_layer": 2}')
+    assert model_identity(str(tmp_path / "b")) != before
