@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, all_documentation
@@ -25,8 +24,9 @@ from scope_rlhf.experiments.arguments import parse_arguments
 from scope_rlhf.experiments.policy_run import Task, push_model, quiet_libraries, run_policy
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
 from scope_rlhf.experiments.tldr_arguments import EXPERIMENT, TldrArguments
-from scope_rlhf.experiments.tldr_reward import parse_reward, reward_table, run_reward
-from scope_rlhf.experiments.tldr_sft import cut_prompts, parse_sft, run_sft, sft_table
+from scope_rlhf.experiments.tldr_results import reward_table, sft_table, summary_table
+from scope_rlhf.experiments.tldr_reward import parse_reward, run_reward
+from scope_rlhf.experiments.tldr_sft import cut_prompts, parse_sft, run_sft
 from scope_rlhf.experiments.win_rate import result_table
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.models.reward import RewardScorer
@@ -281,27 +281,3 @@ def _finish(stages: dict[str, Stage], training: ScopeGRPOConfig, console: Consol
     if training.hub_model_id:
         push_model(run.path / "model", training)
         console.print(f"pushed to {training.hub_model_id}")
-
-
-def summary_table(stages: dict[str, Stage]) -> Table:
-    """Stage, seconds, main figure and folder, for a terminal."""
-    table = Table("stage", "seconds", "result", "folder", title="TL;DR")
-    for name, stage in stages.items():
-        seconds = "done before" if stage.cached else f"{stage.seconds:.0f}"
-        table.add_row(name, seconds, _headline(name, stage.results), str(stage.folder))
-    return table
-
-
-def _headline(name: str, results: dict[str, Any]) -> str:
-    if name == "sft":
-        return f"loss {results['before']['loss']:.2f} -> {results['after']['loss']:.2f}"
-    if name in ("reward", "judge"):
-        found = results["accuracy"]
-        return f"accuracy {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-    if name == "winrate":
-        rate = (results["comparisons"][0]["win_rate"] or {}).get("rate")
-        if rate is None:
-            return "no valid pair"
-        return f"{100 * rate['value']:.1f} % over SFT [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
-    judge = (results.get("metrics") or {}).get("judge")
-    return "" if judge is None else f"judge {judge['before']:.2f} -> {judge['after']:.2f}"

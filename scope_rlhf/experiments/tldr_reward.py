@@ -13,13 +13,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from trl import RewardConfig
 
 from scope_rlhf.data.documentation import (
     EMBEDDED_DOCUMENTATION,
-    LICENCE_NOTE,
-    documentation_versions,
     load_documentation,
 )
 from scope_rlhf.data.loading import dataset_fingerprint
@@ -28,11 +25,11 @@ from scope_rlhf.evaluation.completions import System, generate, read_system
 from scope_rlhf.experiments.arguments import check_push, parse_stage
 from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, quiet_libraries
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.tldr_results import reward_card, reward_table
 from scope_rlhf.experiments.tldr_sft import EMBEDDED_POLICY, cut_prompts, quiet_callbacks
 from scope_rlhf.metrics.calibration import accuracy_by_kind, calibration_error, preference_accuracy
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.reports.calibration import plot_calibration
-from scope_rlhf.reports.markdown import markdown_table
 from scope_rlhf.runtime import RunFolder, is_main_process, write_text
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
 from scope_rlhf.trainers.reward import ScopeRewardTrainer, load_classifier, reward_lora
@@ -223,7 +220,9 @@ def train_reward(script: RewardArguments, policy: PolicyConfig, training: Reward
         if is_main_process():
             title = f"{script.role}: {len(held_out)} held-out pairs" + (", synthetic" if results["synthetic"] else "")
             plot_calibration(margins, folder / "calibration.png", title)
-            write_text(folder / "model" / "README.md", reward_card(script, policy, results))
+            write_text(
+                folder / "model" / "README.md", reward_card(asdict(script), policy.model_name_or_path or "", results)
+            )
         return results
 
 
@@ -277,52 +276,3 @@ def _human_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
 
 def _dtype(policy: PolicyConfig) -> torch.dtype | str:
     return "auto" if policy.dtype in ("auto", None) else getattr(torch, policy.dtype)
-
-
-def reward_table(role: str, results: dict[str, Any]) -> Table:
-    """Accuracy for a terminal."""
-    synthetic = " (synthetic pairs)" if results["synthetic"] else ""
-    table = Table("pairs", "n", "accuracy", title=f"{role}: held-out accuracy{synthetic}", min_width=64)
-    rows = {"all": results["accuracy"], **results["accuracy_by_kind"]}
-    for kind, found in rows.items():
-        table.add_row(kind, str(found["n"]), f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
-    table.caption = (
-        f"calibration error {results['calibration_error']:.3f}, mean score of references {results['offset']:.3f}"
-    )
-    return table
-
-
-def reward_card(script: RewardArguments, policy: PolicyConfig, results: dict[str, Any]) -> str:
-    """README.md beside the saved model: purpose, data, accuracy, limits."""
-    rows = [
-        (kind, str(found["n"]), f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
-        for kind, found in {"all": results["accuracy"], **results["accuracy_by_kind"]}.items()
-    ]
-    purpose = "the reward of RL" if script.role == "reward" else "the held-out judge of what was trained on another"
-    synthetic = ""
-    if results["synthetic"]:
-        kinds = "; ".join(f"{kind}: {text}" for kind, text in SYNTHETIC_KINDS.items())
-        versions = ", ".join(f"{name} {version}" for name, version in documentation_versions().items())
-        synthetic = (
-            f"\n**The pairs are synthetic**: the chosen summary is the first line of a docstring, the rejected one was "
-            f"made ({kinds}). No person has compared them. {LICENCE_NOTE[0].upper()}{LICENCE_NOTE[1:]}; {versions}.\n"
-        )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [reward-model, scope-rlhf, trl]
----
-# {script.role} model of summaries
-
-Base: `{policy.model_name_or_path}`. It is {purpose}, trained on {results["train_pairs"]:,} pairs of
-`{script.dataset_name}` with seed {results["seed"]} (Bradley-Terry). It scores prompt + completion + end token; the mean
-score of reference completions, {results["offset"]:.3f}, is in its config (`reward_offset`) and subtracted by
-`scope_rlhf.models.reward.RewardScorer`.
-{synthetic}
-## Accuracy on held-out pairs, with its 95 % Wilson interval
-
-{markdown_table(("pairs", "n", "accuracy"), rows)}
-
-Calibration error {results["calibration_error"]:.3f}. The chosen summary is the longer one in
-{100 * results["chosen_is_longer"]:.0f} % of the pairs.
-"""

@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -26,9 +25,9 @@ from scope_rlhf.evaluation.completions import generate
 from scope_rlhf.experiments.arguments import check_push, parse_stage
 from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, quiet_libraries
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.tldr_results import sft_card, sft_table
 from scope_rlhf.metrics.rouge import rouge_scores
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
-from scope_rlhf.reports.markdown import markdown_table
 from scope_rlhf.runtime import RunFolder, is_main_process, write_text
 from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
@@ -222,7 +221,10 @@ def train_sft(
             "model": str(folder / "model"),
         }
         if is_main_process():
-            write_text(folder / "model" / "README.md", sft_card(script, policy, training, results))
+            write_text(
+                folder / "model" / "README.md",
+                sft_card({**training.to_dict(), **asdict(policy), **asdict(script)}, results),
+            )
         return results
 
 
@@ -245,37 +247,3 @@ def save_merged(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) 
         trainer.save_model(str(folder))  # gathers what DeepSpeed and FSDP have sharded
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(folder)
-
-
-def sft_card(script: SftArguments, policy: PolicyConfig, training: SFTConfig, results: dict[str, Any]) -> str:
-    """README.md beside the saved model: data, settings, figures."""
-    names = ("loss", "rouge1", "rouge2", "rougeL", "words", "ended")
-    rows = [(name, f"{results['before'][name]:.3f}", f"{results['after'][name]:.3f}") for name in names]
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [sft, summarization, scope-rlhf, trl]
----
-# Summaries by supervised fine-tuning
-
-Base: `{policy.model_name_or_path}`{", by LoRA, merged" if policy.use_peft else ""}. Trained on
-{results["train_rows"]:,} summaries of `{script.dataset_name}`: {training.num_train_epochs:g} epoch(s), learning rate
-{training.learning_rate:g}, batches of {training.per_device_train_batch_size} x {training.gradient_accumulation_steps},
-seed {training.seed}. Prompts have at most {script.max_prompt_length} tokens and end with "TL;DR:".
-
-On {results["eval_rows"]} summaries that were not trained on (loss per token of the summary; ROUGE is F1 of greedy
-summaries of at most {script.max_new_tokens} tokens; references have {results["reference_words"]:.1f} words):
-
-{markdown_table(("", "before", "after"), rows)}
-"""
-
-
-def sft_table(results: dict[str, Any]) -> Table:
-    """Before and after for a terminal."""
-    table = Table(
-        "", "before", "after", title=f"SFT, {results['eval_rows']} summaries that were not trained on", min_width=64
-    )
-    for name in ("loss", "rouge1", "rouge2", "rougeL", "words", "ended"):
-        table.add_row(name, f"{results['before'][name]:.3f}", f"{results['after'][name]:.3f}")
-    table.caption = f"ROUGE is F1 of greedy summaries; references have {results['reference_words']:.1f} words"
-    return table
