@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from trl.models import unwrap_model_for_generation
 
@@ -73,7 +74,13 @@ class WinRateCallback(TrainerCallback):
         with self._unwrapped() as model:
             check_room(model, self._tokenizer, self.prompts, self.max_new_tokens, "WinRateCallback")
             if self.baseline is None:
-                with reference_policy(model, getattr(self.trainer, "ref_model", None)) as reference:
+                reference = getattr(self.trainer, "ref_model", None)
+                if reference is None and not isinstance(self.trainer.accelerator.unwrap_model(model), PeftModel):
+                    raise ValueError(
+                        "a fully fine-tuned policy without a reference model (beta 0) has no baseline: give "
+                        "WinRateCallback its argument baseline, the completions to compare with."
+                    )
+                with reference_policy(model, reference) as reference:
                     reference = self.trainer.accelerator.unwrap_model(reference)
                     self.baseline = self._generate(reference, "reference")
 

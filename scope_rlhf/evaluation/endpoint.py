@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import threading
@@ -79,7 +80,7 @@ class EndpointConfig:
 
     def key(self) -> str | None:
         """The key from the environment; ValueError where it is missing and the server is not on this machine."""
-        key = os.environ.get(self.api_key_variable)
+        key = os.environ.get(self.api_key_variable, "").strip()  # a line end would be no header
         if not key and not self.local:
             raise ValueError(
                 f"the judge at {self.base_url} needs a key: set the environment variable {self.api_key_variable} "
@@ -110,7 +111,10 @@ class EndpointJudge:
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         self._answers: dict[str, str] = {}
         if self.cache.exists():
-            self._answers = {row["key"]: row["words"] for row in read_json_lines(self.cache)}
+            rows = read_json_lines(self.cache)
+            self._answers = {
+                row["key"]: row["words"] for row in rows if isinstance(row.get("words"), str) and "key" in row
+            }
             _cut_last_line(self.cache)
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
@@ -226,7 +230,8 @@ class EndpointJudge:
                 asked_to_wait = response.headers.get("Retry-After")
                 said = f"status {status}: {response.text[:200]}"
                 if status == 200:
-                    body = response.json()
+                    found = response.json()
+                    body = found if isinstance(found, dict) else {}
                     return self._words(body)
                 if status not in TRANSIENT:
                     break
@@ -256,14 +261,18 @@ class EndpointJudge:
 
     def _wait(self, attempt: int, asked: str | None) -> float:
         try:
-            return min(max(float(asked or ""), 0.0), LONGEST_WAIT)
+            wait = float(asked or "")
+            if not math.isfinite(wait):
+                raise ValueError
+            return min(max(wait, 0.0), LONGEST_WAIT)
         except ValueError:
             with self._lock:
                 return min(2.0**attempt, LONGEST_WAIT) * (0.5 + self._waits.random() / 2)
 
     def _write_log(self, status: int, seconds: float, body: dict[str, Any]) -> None:
-        usage = body.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        usage = body.get("usage")
+        counts = [usage.get(n) if isinstance(usage, dict) else 0 for n in ("prompt_tokens", "completion_tokens")]
+        tokens = [count if isinstance(count, int) else 0 for count in counts]
         cost = (tokens[0] * self.config.price_prompt + tokens[1] * self.config.price_completion) / 1e6
         row = {"status": status, "seconds": round(seconds, 3), "prompt_tokens": tokens[0],
                "completion_tokens": tokens[1], "cost": cost}  # fmt: skip

@@ -6,6 +6,7 @@ an OpenAI-compatible endpoint.
 """
 
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ Compare them in one sentence. Then write the verdict on a line of its own, as "P
 "Preferred: tie".
 
 Comparison:"""
-_VERDICT = re.compile(r"Preferred:\W*(A|B|tie)\b", re.IGNORECASE)
+_VERDICT = re.compile(
+    r"Preferred[*_\s]*:[\W_]*(?:summary[\W_]+)?((?:a\s+)?tie|A|B)\b(?!\s*(?:and|or|&|/)\W*\s*[AB]\b)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Judge(Protocol):
 def read_verdict(words: str) -> str:
     """The position that the last "Preferred: ..." of an answer names; invalid where there is none."""
     found = _VERDICT.findall(words)
-    return {"a": FIRST, "b": SECOND, "tie": TIE}[found[-1].lower()] if found else INVALID
+    return {"a": FIRST, "b": SECOND, "tie": TIE}[found[-1].lower().split()[-1]] if found else INVALID
 
 
 def fill_wording(wording: str, comparison: Comparison) -> str:
@@ -87,7 +90,8 @@ def check_wording(wording: str, setting: str = "--judge_wording") -> None:
 
 
 class RewardJudge:
-    """Prefers the completion that a reward model scores higher; a difference of at most `tie_margin` is a tie.
+    """Prefers the completion that a reward model scores higher; a difference of at most `tie_margin` is a tie, a
+    score that is no number invalid.
 
     scorer: texts -> scores, such as models.reward.RewardScorer. Every text is scored once, in either order.
     """
@@ -107,6 +111,8 @@ class RewardJudge:
             first, second = (self._scores[c.prompt + text] for text in (c.first, c.second))
             margin = first - second
             verdict = TIE if abs(margin) <= self.tie_margin else FIRST if margin > 0 else SECOND
+            if not math.isfinite(margin):
+                verdict = INVALID
             judgements.append(Judgement(verdict, f"scores {first:.3f} and {second:.3f}"))
         return judgements
 

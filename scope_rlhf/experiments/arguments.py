@@ -202,6 +202,10 @@ def _read_config(path: str) -> dict[str, Any]:
     if not isinstance(environment, dict):
         raise ValueError(f"--config {path}: env must hold variables as `NAME: value`, got {environment!r}.")
     os.environ.update({str(name): str(value) for name, value in environment.items()})
+    for name, value in content.items():  # files beside this one
+        if str(name).endswith("_config") and isinstance(value, str) and not Path(value).is_file():
+            beside = Path(path).parent / value
+            content[name] = str(beside) if beside.is_file() else value
     return content
 
 

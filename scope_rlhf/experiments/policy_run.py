@@ -63,11 +63,11 @@ class Task:
 
 
 def run_policy(
-    task: Task, script: RunArguments, policy: PolicyConfig, training: ScopeGRPOConfig, push: bool = True
+    task: Task, script: RunArguments, policy: PolicyConfig, training: ScopeGRPOConfig, alone: bool = True
 ) -> Path:
     """Train and measure; returns the run folder. ValueError for what cannot work, before anything is trained.
 
-    push: upload to hub_model_id at the end; otherwise only its repository is made.
+    alone: whether nothing comes after it: the model is pushed, and trackers and process group are ended.
     """
     if script.num_threads:
         torch.set_num_threads(script.num_threads)
@@ -161,11 +161,12 @@ def run_policy(
             console.print(evaluation_table(evaluation))
             written = [folder.path / name for name in ("report.md", "curves.png")]
             console.print("   ".join(f"{file.name}: {file}" for file in written if file.exists()))
-            if training.hub_model_id and push:
+            if training.hub_model_id and alone:
                 push_model(model_dir, training)
                 console.print(f"pushed to {training.hub_model_id}")
         trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.end_training()
+        if alone:
+            trainer.accelerator.end_training()
     return folder.path
 
 
@@ -209,13 +210,16 @@ def _check_names(task: Task, script: RunArguments, policy: PolicyConfig, trainin
     config = find_model(name, "--model_name_or_path", revision=policy.model_revision)[1]
     if config is None:
         return  # the base model's config is read with the adapter
-    longest = getattr(config, "max_position_embeddings", None)
-    prompt_length = task.prompt_length(script)
-    wanted = prompt_length + (training.max_completion_length or 0)
+    check_positions(name, config, task.prompt_length(script), training.max_completion_length or 0)
+
+
+def check_positions(name: str, config: Any, prompt_length: int, completion_length: int) -> None:
+    """ValueError where prompt and completion have more tokens than the model positions."""
+    longest, wanted = getattr(config, "max_position_embeddings", None), prompt_length + completion_length
     if longest is not None and wanted > longest:
         raise ValueError(
-            f"prompts of up to {prompt_length} tokens + max_completion_length {training.max_completion_length} = "
-            f"{wanted} tokens, but {name} has {longest} positions; lower one of the two."
+            f"prompts of up to {prompt_length} tokens + max_completion_length {completion_length} = {wanted} tokens, "
+            f"but {name} has {longest} positions; lower one of the two."
         )
 
 

@@ -55,7 +55,8 @@ def read_stage(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and "results" in record else None
+    whole = isinstance(record, dict) and isinstance(record.get("results"), dict) and "seconds" in record
+    return record if whole and record["results"] else None
 
 
 def run_stage(
@@ -74,8 +75,10 @@ def run_stage(
         console.print(f"[bold]{name}[/]: done before, {folder}", soft_wrap=True)
         return Stage(name, folder, record["results"], float(record["seconds"]), True)
     console.print(f"[bold]{name}[/] -> {folder}", soft_wrap=True)
-    if state.is_main_process:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {root} cannot be written: {error}; set --output_dir.") from error
     state.wait_for_everyone()
     started = time.perf_counter()
     results = work(folder)

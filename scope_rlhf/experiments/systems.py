@@ -40,7 +40,7 @@ class PromptArguments:
     """Prompts, and how models complete them."""
 
     dataset_name: str = option(EMBEDDED_DOCUMENTATION, "Prompts for models, and references.")
-    dataset_test_split: str | None = option(None, "Split of a dataset that is not embedded; default: validation.")
+    dataset_test_split: str | None = option(None, "Split; default: validation (documentation: its part eval).")
     num_prompts: int | None = option(None, f"Prompts; default: {NUM_PROMPTS} of a dataset, all of a file. 0: all.")
     max_prompt_length: int = option(192, "Tokens; a longer prompt of a dataset ends at its last line break that fits.")
     max_new_tokens: int = option(48, "Tokens of a completion.")
@@ -220,7 +220,9 @@ class Systems:
 
     def _load(self, number: int | None) -> Any:
         a = self.arguments
-        return load_tldr(a.dataset_name, "eval", split=a.dataset_test_split, num_rows=number, seed=a.seed)
+        embedded = a.dataset_name == EMBEDDED_DOCUMENTATION
+        part, split = (a.dataset_test_split or "eval", None) if embedded else ("eval", a.dataset_test_split)
+        return load_tldr(a.dataset_name, part, split=split, num_rows=number, seed=a.seed)
 
 
 def space_completion(prompt: str, completion: str) -> str:

@@ -4,7 +4,7 @@ Each stage has a folder of its own below the output folder, named by the hash of
 where it is done: another objective or seed of RL uses the same SFT model, reward model and judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from scope_rlhf.evaluation.completions import System, describe_decoding, generat
 from scope_rlhf.evaluation.judges import RewardJudge
 from scope_rlhf.evaluation.win_rate import compare
 from scope_rlhf.experiments.arguments import parse_arguments
-from scope_rlhf.experiments.policy_run import Task, push_model, quiet_libraries, run_policy
+from scope_rlhf.experiments.policy_run import Task, check_positions, push_model, quiet_libraries, run_policy
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
 from scope_rlhf.experiments.tldr_arguments import EXPERIMENT, TldrArguments
 from scope_rlhf.experiments.tldr_results import reward_table, sft_table, summary_table
-from scope_rlhf.experiments.tldr_reward import parse_reward, run_reward
+from scope_rlhf.experiments.tldr_reward import human_pairs, parse_reward, run_reward
 from scope_rlhf.experiments.tldr_sft import cut_prompts, parse_sft, run_sft
 from scope_rlhf.experiments.win_rate import result_table
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.models.reward import RewardScorer
+from scope_rlhf.objectives import describe_objective, make_objective
 from scope_rlhf.reports import write_model_card, write_report
 from scope_rlhf.reports.over_optimisation import plot_over_optimisation
 from scope_rlhf.reports.win_rate import write_win_rate_report
@@ -115,7 +116,8 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
             given["dataset_train_split"] = script.dataset_train_split
             given["dataset_test_split"] = script.dataset_test_split or None
         found["sft"] = parse_sft(_config(script.sft_config), given=given)
-        find_model(base, "--model_name_or_path", revision=policy.model_revision)
+        config = find_model(base, "--model_name_or_path", revision=policy.model_revision)[1]
+        check_positions(base, config, script.max_prompt_length, training.max_completion_length or 0)
     pairs = script.preference_dataset_name or (EMBEDDED_DOCUMENTATION if embedded else "trl-lib/tldr-preference")
     for role in ("reward", "judge"):
         name = getattr(script, f"{role}_model_name_or_path")
@@ -124,6 +126,8 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
         elif not name:
             config = script.judge_config or script.reward_config if role == "judge" else script.reward_config
             found[role] = parse_reward(_config(config), given={**common, "dataset_name": pairs, "role": role})
+            if found[role][0].dataset_name != EMBEDDED_DOCUMENTATION:
+                human_pairs(found[role][0], found[role][2].seed, "--preference_dataset_name")
     if script.reward_model_name_or_path == "none":
         raise ValueError(
             "reward_model_name_or_path 'none' leaves nothing to optimise; set --reward_model_name_or_path."
@@ -137,24 +141,38 @@ def _config(file: str | None) -> list[str]:
 
 def load_prompts(script: Any, training: ScopeGRPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
     """Cut prompts with their reference summaries (column completion): to train on, and to measure with."""
-    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
     train = load_tldr(
-        script.dataset_name, "train", split=None if embedded else script.dataset_train_split,
-        num_rows=script.num_train_prompts, seed=training.seed,
-    )  # fmt: skip
-    evaluation = evaluation_prompts(script, script.num_eval_prompts)
-    return (
-        cut_prompts(train, tokenizer, script.max_prompt_length),
-        cut_prompts(evaluation, tokenizer, script.max_prompt_length),
+        script.dataset_name, "train", split=_train_split(script), num_rows=script.num_train_prompts, seed=training.seed
     )
+    train = cut_prompts(train, tokenizer, script.max_prompt_length)
+    return train, evaluation_prompts(script, tokenizer, script.num_eval_prompts, set(train["prompt"]))
 
 
-def evaluation_prompts(script: TldrArguments, number: int) -> Dataset:
-    """The first prompts of the evaluation part, the same for every seed of training; fewer where there are fewer."""
-    embedded = script.dataset_name == EMBEDDED_DOCUMENTATION
-    part = (script.dataset_test_split or "eval") if embedded else "eval"
-    data = load_tldr(script.dataset_name, part, split=None if embedded else script.dataset_test_split or None, seed=0)
-    return data.select(range(min(number, len(data))))
+def evaluation_prompts(
+    script: TldrArguments, tokenizer: PreTrainedTokenizerBase, number: int, exclude: Container[str] = frozenset()
+) -> Dataset:
+    """The first prompts of the evaluation part as cut, the same for every seed of training; fewer where there are
+    fewer. Each is there once, also where two entries only differ behind the cut, and none is in `exclude`.
+    """
+    data = _evaluation_part(script)
+    cut, seen = cut_prompts(data, tokenizer, script.max_prompt_length), set()
+    rows = [i for i, p in enumerate(cut["prompt"]) if not (p in seen or p in exclude or seen.add(p))]
+    if not rows:
+        raise ValueError(
+            "no prompt of the evaluation is none of training: are --dataset_train_split and --dataset_test_split the "
+            "same?"
+        )
+    return cut.select(rows[:number])
+
+
+def _train_split(script: TldrArguments) -> str | None:
+    return None if script.dataset_name == EMBEDDED_DOCUMENTATION else script.dataset_train_split
+
+
+def _evaluation_part(script: TldrArguments) -> Dataset:
+    if script.dataset_name == EMBEDDED_DOCUMENTATION:
+        return load_tldr(script.dataset_name, script.dataset_test_split or "eval", seed=0)
+    return load_tldr(script.dataset_name, "eval", split=script.dataset_test_split or None, seed=0)
 
 
 TASK = Task(
@@ -187,7 +205,14 @@ def run_rl(
     names = ("model_name_or_path", "sft_model_name_or_path", "reward_model_name_or_path", "judge_model_name_or_path")
     settings = {**training.to_dict(), **asdict(policy), **asdict(script), **dict.fromkeys(names)}
     later = ("num_win_rate_prompts", "win_rate_temperature", "sft_config", "reward_config", "judge_config")
-    inputs = stage_inputs({k: v for k, v in settings.items() if k not in later}, models=identities)
+    own: Any = training.objective_kwargs or {}
+    data = [load_tldr(script.dataset_name, "train", split=_train_split(script)), _evaluation_part(script)]
+    inputs = stage_inputs(
+        {k: v for k, v in settings.items() if k not in later}, models=identities,
+        # With the hash of an own objective's file: another formula is another stage.
+        policy_objective=describe_objective(make_objective(training.objective, **own)),
+        data=[dataset_fingerprint(part) for part in data],
+    )  # fmt: skip
     if script.critic_from_reward_model:
         critic: Any = training
         critic.critic_backbone, critic.critic_model_name_or_path = "model", models["reward"]
@@ -198,7 +223,7 @@ def run_rl(
         training.resume_from_checkpoint = str(checkpoint) if checkpoint else None
         if checkpoint is None and is_main_process():
             (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that left no checkpoint
-        run_policy(TASK, script, policy, training, push=False)
+        run_policy(TASK, script, policy, training, alone=False)
         evaluation = RunFolder(folder).read_evaluation() or {}
         return {"model": str(folder / "model"), "metrics": evaluation.get("metrics")}
 
@@ -216,10 +241,11 @@ def run_win_rate(
     console: Console,
 ) -> Stage:
     """The stage of win rates: RL against SFT, and both against the references, by the held-out judge."""
-    data = evaluation_prompts(script, script.num_win_rate_prompts)
+    tokenizer = load_policy_tokenizer(replace(policy, model_name_or_path=models[SFT]))
+    cut = evaluation_prompts(script, tokenizer, script.num_win_rate_prompts)
     judge_identity = stages["judge"].folder.name if "judge" in stages else model_identity(models["judge"])
     inputs = stage_inputs(
-        {"rl": stages["rl"].folder.name, "judge": judge_identity, "data": dataset_fingerprint(data),
+        {"rl": stages["rl"].folder.name, "judge": judge_identity, "data": dataset_fingerprint(cut),
          "temperature": script.win_rate_temperature, "max_new_tokens": training.max_completion_length,
          "max_prompt_length": script.max_prompt_length, "seed": script.eval_seed}
     )  # fmt: skip
@@ -228,9 +254,6 @@ def run_win_rate(
         if not is_main_process():
             return {}
         with RunFolder(folder):
-            sft = replace(policy, model_name_or_path=models[SFT])
-            tokenizer = load_policy_tokenizer(sft)
-            cut = cut_prompts(data, tokenizer, script.max_prompt_length)
             prompts, references = list(cut["prompt"]), list(cut["completion"])
             names = {SFT: models[SFT], RL: str(stages["rl"].folder / "model")}
             systems = {REFERENCES: System(REFERENCES, prompts, references, [True] * len(prompts))}

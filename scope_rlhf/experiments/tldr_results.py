@@ -82,7 +82,8 @@ tags: [reward-model, scope-rlhf, trl]
 ---
 # {settings["role"]} model of summaries
 
-Base: `{base}`. It is {purpose}, trained on {results["train_pairs"]:,} pairs of
+Base: `{base}`. It is {purpose}, trained on {results["train_pairs"]:,} pairs
+({results["left_out"]:,} longer ones left out) of
 `{settings["dataset_name"]}` with seed {results["seed"]} (Bradley-Terry). It scores prompt + completion + end token;
 the mean score of reference completions, {results["offset"]:.3f}, is in its config (`reward_offset`) and subtracted by
 `scope_rlhf.models.reward.RewardScorer`.

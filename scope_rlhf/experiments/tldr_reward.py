@@ -5,6 +5,7 @@ of the embedded set, another part of the documentation, so that the two share no
 pair and calibration are measured on a part that neither has seen.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ ROLES = ("reward", "judge")
 # Parts of the documentation; measured on `held_out`, seeds 0 and 1.
 PARTS = {"reward": "policy", "judge": "judge"}
 HELD_OUT = "held_out"
+# Of other pairs the judge takes the prompts whose hash is from here on, out of 100: no prompt is in both.
+JUDGE_SHARE = 70
 # No arguments: one epoch over three kinds of pairs, about two minutes on two CPU cores. The judge's part has 1,736.
 EMBEDDED_REWARD: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
@@ -164,7 +167,7 @@ def run_reward(
     if script.dataset_name == EMBEDDED_DOCUMENTATION:
         data: Any = [dataset_fingerprint(load_tldr(part=part)) for part in (PARTS[script.role], HELD_OUT)]
     else:
-        data = [dataset_fingerprint(pairs) for pairs in _human_pairs(script, training.seed)]
+        data = [dataset_fingerprint(pairs) for pairs in human_pairs(script, training.seed)]
     settings = {**asdict(script), **asdict(policy), **training.to_dict()}
     settings |= {name: None for name in ("sampled_from", "model_name_or_path") if name in settings}
     inputs = stage_inputs(settings, data=data, models={**identities, **upstream})
@@ -210,7 +213,8 @@ def train_reward(script: RewardArguments, policy: PolicyConfig, training: Reward
             "calibration_error": calibration_error(margins),
             "chosen_is_longer": sum(longer) / len(longer),
             "offset": offset,
-            "train_pairs": len(train),
+            "train_pairs": len(trainer.train_dataset),
+            "left_out": len(train) - len(trainer.train_dataset),
             "held_out_pairs": len(held_out),
             "synthetic": any(kind in SYNTHETIC_KINDS for kind in data["kind"]),
             "seed": training.seed,
@@ -220,16 +224,16 @@ def train_reward(script: RewardArguments, policy: PolicyConfig, training: Reward
         if is_main_process():
             title = f"{script.role}: {len(held_out)} held-out pairs" + (", synthetic" if results["synthetic"] else "")
             plot_calibration(margins, folder / "calibration.png", title)
-            write_text(
-                folder / "model" / "README.md", reward_card(asdict(script), policy.model_name_or_path or "", results)
-            )
+            card = reward_card(asdict(script), policy.model_name_or_path or "", results)
+            for place in (folder / "model", folder):  # in the latter over TRL's own card, which has no numbers
+                write_text(place / "README.md", card)
         return results
 
 
 def load_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Dataset, Dataset]:
     """Pairs to train on and to measure with. Samples of `sampled_from` are drawn once and kept in the folder."""
     if script.dataset_name != EMBEDDED_DOCUMENTATION:
-        return _human_pairs(script, seed)
+        return human_pairs(script, seed)
     found = []
     for part, entries in ((PARTS[script.role], script.num_train_entries), (HELD_OUT, script.num_eval_entries)):
         # The same held-out pairs whatever the role: the accuracies of reward model and judge compare.
@@ -264,14 +268,31 @@ def draw_samples(script: RewardArguments, prompts: list[str], seed: int, file: P
     return read_system(str(file), "samples").completions
 
 
-def _human_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
+def human_pairs(script: RewardArguments, seed: int, setting: str = "--dataset_name") -> tuple[Dataset, Dataset]:
+    """The role's share of the training split, by the hash of the prompt, and pairs of the other split."""
     name = script.dataset_name
-    return (
-        load_tldr_preferences(
-            name, "train", split=script.dataset_train_split, num_rows=script.num_train_entries, seed=seed
-        ),
-        load_tldr_preferences(name, "eval", split=script.dataset_test_split, num_rows=script.num_eval_entries, seed=0),
+    train = load_tldr_preferences(name, "train", split=script.dataset_train_split, seed=seed, setting=setting)
+    own = [i for i, prompt in enumerate(train["prompt"]) if _is_judges(prompt) == (script.role == "judge")]
+    if not own:
+        raise ValueError(
+            f"{setting}={name!r} leaves the {script.role} no pair: of its {len(train)} training pairs the reward model "
+            f"takes the prompts whose hash is below {JUDGE_SHARE} %, the judge the others. Give more pairs."
+        )
+    own = own[: script.num_train_entries]
+    test = load_tldr_preferences(
+        name, "eval", split=script.dataset_test_split, num_rows=script.num_eval_entries, seed=0, setting=setting
     )
+    trained = {train["prompt"][i] for i in own}
+    rest = [i for i, prompt in enumerate(test["prompt"]) if prompt not in trained]
+    if not rest:
+        raise ValueError(
+            f"{setting}={name!r}: every prompt of --dataset_test_split={script.dataset_test_split!r} is trained on too."
+        )
+    return train.select(own), test.select(rest)
+
+
+def _is_judges(prompt: str) -> bool:
+    return int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16) % 100 >= JUDGE_SHARE
 
 
 def _dtype(policy: PolicyConfig) -> torch.dtype | str:

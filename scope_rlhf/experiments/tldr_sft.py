@@ -87,7 +87,7 @@ class SftArguments:
     )
     max_new_tokens: int = field(default=53, metadata={"help": "Tokens of a generated summary."})
     num_train_rows: int | None = field(default=None, metadata={"help": "Summaries to train on; default all."})
-    num_eval_rows: int = field(default=256, metadata={"help": "Summaries for loss and ROUGE."})
+    num_eval_rows: int = field(default=256, metadata={"help": "Summaries for loss and ROUGE, at most."})
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
 
 
@@ -160,10 +160,8 @@ def load_summaries(script: SftArguments, tokenizer: PreTrainedTokenizerBase, see
         script.dataset_name, "train", split=None if embedded else script.dataset_train_split,
         num_rows=script.num_train_rows, seed=seed,
     )  # fmt: skip
-    held_out = load_tldr(
-        script.dataset_name, test if embedded else "eval", split=None if embedded else test,
-        num_rows=script.num_eval_rows, seed=0,
-    )  # fmt: skip
+    held_out = load_tldr(script.dataset_name, test if embedded else "eval", split=None if embedded else test, seed=0)
+    held_out = held_out.select(range(min(script.num_eval_rows, len(held_out))))
     return tuple(cut_prompts(data, tokenizer, script.max_prompt_length) for data in (train, held_out))  # pyright: ignore
 
 
@@ -221,10 +219,9 @@ def train_sft(
             "model": str(folder / "model"),
         }
         if is_main_process():
-            write_text(
-                folder / "model" / "README.md",
-                sft_card({**training.to_dict(), **asdict(policy), **asdict(script)}, results),
-            )
+            card = sft_card({**training.to_dict(), **asdict(policy), **asdict(script)}, results)
+            for place in (folder / "model", folder):  # in the latter over TRL's own card, which has no numbers
+                write_text(place / "README.md", card)
         return results
 
 

@@ -247,3 +247,28 @@ def test_the_completions_api_sends_a_prompt(serve, tmp_path):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         EndpointConfig(**{"base_url": "http://127.0.0.1/v1", "model": "m", **settings})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "[]",
+        "null",
+        '"hello"',
+        {**chat("Preferred: A"), "usage": "none"},
+        {**chat("Preferred: A"), "usage": {"prompt_tokens": "x"}},
+    ],
+)
+def test_an_answer_of_any_shape_is_tried_again_or_read_and_never_a_traceback(serve, tmp_path, payload):
+    server = serve(lambda number, body: (200, payload if number == 0 else chat("Preferred: A"), {"Retry-After": "nan"}))
+    assert judge_of(server, tmp_path)(PAIRS[:1])[0].verdict == "first"
+
+
+def test_a_line_end_behind_the_key_is_no_part_of_it_and_a_cache_row_without_key_is_passed_over(
+    serve, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1\n")
+    (tmp_path / "cache.jsonl").write_text('{"words": "Preferred: B"}\n')
+    server = serve(lambda number, body: (200, chat("Preferred: A"), {}))
+    assert judge_of(server, tmp_path)(PAIRS[:1])[0].verdict == "first"
+    assert server.requests[0][2]["Authorization"] == "Bearer sk-1"

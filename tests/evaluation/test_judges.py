@@ -23,6 +23,11 @@ from scope_rlhf.evaluation.judges import (
         ('Both fail.\nPreferred: "B".', "second"),
         ("preferred:  **tie**", "tie"),
         ("At first I wrote Preferred: A, but\nPreferred: B", "second"),
+        ("**Preferred**: Summary B", "second"),
+        ("Preferred: a tie", "tie"),
+        ("Preferred: A, because it is shorter", "first"),
+        ("Preferred: A and B are equal", "invalid"),
+        ("Preferred: A or B", "invalid"),
         ("Preferred: Apple", "invalid"),
         ("A", "invalid"),
         ("", "invalid"),
@@ -46,6 +51,11 @@ def test_a_wording_without_a_field_is_refused():
 
 def length_scores(texts):
     return torch.tensor([float(len(text)) for text in texts])
+
+
+def test_a_score_that_is_no_number_is_invalid_and_no_tie():
+    judge = RewardJudge(lambda texts: torch.full((len(texts),), float("nan")), "nan")
+    assert [j.verdict for j in judge([Comparison("p", "a", "b")])] == ["invalid"]
 
 
 def test_a_reward_judge_prefers_the_higher_score_of_prompt_and_completion_whatever_the_order():

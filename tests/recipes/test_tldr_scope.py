@@ -62,6 +62,10 @@ def test_every_stage_leaves_its_folder_model_and_figures(finished):
             results[role]["offset"]
         )
     assert results["judge"]["seed"] == results["reward"]["seed"] + 1
+    # No prompt trains both: together they have the 30 pairs of the training split.
+    assert results["judge"]["train_pairs"] + results["reward"]["train_pairs"] == 30
+    for name in ("sft", "reward", "judge"):
+        assert "huggingface.co/None" not in (found[name] / "README.md").read_text()  # TRL's card
     pairs = [(c["system_a"]["name"], c["system_b"]["name"]) for c in results["winrate-ppo-scope-42"]["comparisons"]]
     assert pairs == [("rl", "sft"), ("rl", "references"), ("sft", "references")]
     assert (found["winrate-ppo-scope-42"] / "pairs.html").stat().st_size > 3_000
@@ -192,3 +196,54 @@ def test_no_arguments_are_the_embedded_chain_with_a_useful_reward_model_and_a_wi
     assert results["reward"]["accuracy"]["value"] >= 0.75
     over_sft = results["winrate-ppo-scope-42"]["comparisons"][0]["win_rate"]["rate"]
     assert over_sft["value"] >= 0.6 and over_sft["low"] > 0.5
+
+
+def test_an_edited_objective_is_another_stage(files, finished):
+    """Was: "done before" with the old formula's results."""
+    root = finished[0]
+    source = (ROOT / "tests" / "data" / "quadratic_penalty.py").read_text()
+    own = root.parent / "own.py"
+    words = [
+        *chain_words(*files, "out"),
+        "--objective",
+        f"{own}:QuadraticPenalty",
+        "--judge_model_name_or_path",
+        "none",
+    ]
+    for text in (source, source + "\n# another formula\n"):
+        own.write_text(text)
+        done = run(*words, cwd=root.parent)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(root.glob("ppo-QuadraticPenalty-42-*/stage.json"))) == 2
+
+
+def test_two_processes_finish_the_chain(files, tmp_path):
+    """Was: the end of RL ended the process group that the stages wait by."""
+    words = chain_words(*files, "out")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29653"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "recipes" / "tldr_scope.py"), *words], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert set(stages(tmp_path / "out")) == {"sft", "reward", "judge", "ppo-scope-42", "winrate-ppo-scope-42"}
+
+
+def test_prompts_that_only_differ_behind_the_cut_are_measured_once(tmp_path):
+    """Was: "has a prompt twice" at the end of the embedded chain."""
+    from scope_rlhf.experiments.tldr import evaluation_prompts, load_prompts
+    from scope_rlhf.experiments.tldr_arguments import TldrArguments
+    from scope_rlhf.trainers import ScopeGRPOConfig
+    from tests.tiny import tiny_tokenizer
+
+    rows = [{"post": f"a film\n{'good ' * 40}{n}", "summary": "good"} for n in range(4)]
+    rows += [{"post": f"bad {n}", "summary": "bad"} for n in range(6)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script = TldrArguments(
+        dataset_name=str(data), dataset_train_split="train[:3]", dataset_test_split="train", max_prompt_length=30
+    )
+    found = evaluation_prompts(script, tiny_tokenizer(), 100)
+    assert len(found) == len(set(found["prompt"])) == 7
+    train, evaluation = load_prompts(script, ScopeGRPOConfig(str(tmp_path), use_cpu=True), tiny_tokenizer())
+    assert not set(train["prompt"]) & set(evaluation["prompt"]) and len(evaluation) == 6
