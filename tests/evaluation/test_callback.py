@@ -97,7 +97,7 @@ def test_a_policy_whose_every_weight_trains_is_compared_with_its_reference_model
     assert len(logged(trainer, "win_rate")) == 1
     trainer = make_trainer("grpo", tmp_path / "none", lora=None, max_steps=1, kl=0.0)
     add(trainer)
-    with pytest.raises(ValueError, match="a fully fine-tuned policy needs its own reference model"):
+    with pytest.raises(ValueError, match="give WinRateCallback its argument baseline"):
         trainer.train()
 
 
