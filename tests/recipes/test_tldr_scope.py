@@ -101,6 +101,7 @@ def test_a_second_run_makes_nothing_again_and_prints_the_same_win_rate(files, fi
     assert time.perf_counter() - started < 120
 
 
+@pytest.mark.slow
 def test_another_seed_makes_rl_and_win_rate_only(files, finished):
     root, _ = finished
     done = run(*chain_words(*files, "out"), "--seed", "43", "--objective", "ppo", cwd=root.parent)
@@ -109,6 +110,7 @@ def test_another_seed_makes_rl_and_win_rate_only(files, finished):
     assert len([path for path in root.iterdir() if path.name.startswith(("sft", "reward", "judge"))]) == 3
 
 
+@pytest.mark.slow
 def test_a_chain_that_was_killed_ends_with_the_same_verdicts(files, finished, tmp_path):
     """Killed in the middle of SFT and in the middle of RL, each behind its first checkpoint."""
     root, _ = finished
@@ -217,6 +219,7 @@ def test_an_edited_objective_is_another_stage(files, finished):
     assert len(list(root.glob("ppo-QuadraticPenalty-42-*/stage.json"))) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_finish_the_chain(files, tmp_path):
     """Was: the end of RL ended the process group that the stages wait by."""
     words = chain_words(*files, "out")
