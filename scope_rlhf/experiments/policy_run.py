@@ -109,10 +109,7 @@ def run_policy(
         )
         if resumed is not None:
             trainer.check_checkpoint(Path(resumed))
-        for default in (ProgressCallback, PrinterCallback):
-            trainer.remove_callback(default)
-        trainer.add_callback(ProgressLine())
-        trainer.add_callback(MetricsFile(folder))
+        quiet_callbacks(trainer, folder)
         folder.write_config(
             _arguments(script, policy, training),
             describe_objective(trainer.objective),
@@ -185,6 +182,14 @@ def push_model(model_dir: Path, training: TrainingArguments) -> None:
         HfApi(token=training.hub_token).upload_folder(
             repo_id=repo_id, folder_path=model_dir, commit_message="scope-rlhf: model, card and numbers"
         )
+
+
+def quiet_callbacks(trainer: Any, run: RunFolder) -> None:
+    """One progress line and metrics.jsonl in place of the printed dictionaries."""
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    trainer.add_callback(ProgressLine())
+    trainer.add_callback(MetricsFile(run))
 
 
 def quiet_libraries() -> None:

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
+from rich.table import Table
+from transformers import TrainingArguments
 
 from scope_rlhf import __version__
+from scope_rlhf.experiments.arguments import check_push
+from scope_rlhf.experiments.policy_run import make_hub_repository, push_model
 from scope_rlhf.models.embedded import is_model_folder
+from scope_rlhf.runtime import is_main_process
 from scope_rlhf.runtime.files import content_digest, json_line, write_json
 
 STAGE_FILE = "stage.json"
@@ -97,3 +103,37 @@ def model_identity(name: str) -> str:
     """What a stage depends on by a model's name: the content of a local folder, otherwise the name itself."""
     path = Path(name).expanduser()
     return content_digest(path) if is_model_folder(path) else name
+
+
+def stage_root(training: TrainingArguments) -> Path:
+    """The folder of the stages: --output_dir, or runs/tldr where it is left out."""
+    given = training.output_dir not in (None, "", "trainer_output")
+    return Path(str(training.output_dir)) if given else Path("runs/tldr")
+
+
+def check_stage(training: TrainingArguments) -> None:
+    """ValueError for settings that a supervised stage does not take."""
+    check_push(training)
+    if training.resume_from_checkpoint:
+        raise ValueError("a stage goes on by itself: leave --resume_from_checkpoint out and give the same arguments.")
+
+
+def run_alone(
+    training: TrainingArguments,
+    num_threads: int | None,
+    run: Callable[[Path, Console], Stage],
+    table: Callable[[dict[str, Any]], Table],
+) -> int:
+    """The main function of a recipe of one stage: run it, print its table, push its model; the exit status."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    console = Console(quiet=training.process_index != 0)
+    if training.hub_model_id:
+        make_hub_repository(training)
+    stage = run(stage_root(training), console)
+    console.print(table(stage.results))
+    console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
+    if training.hub_model_id and is_main_process():
+        push_model(stage.folder / "model", training)
+        console.print(f"pushed to {training.hub_model_id}")
+    return 0

@@ -22,7 +22,7 @@ from scope_rlhf.evaluation.judges import RewardJudge
 from scope_rlhf.evaluation.win_rate import compare
 from scope_rlhf.experiments.arguments import parse_arguments
 from scope_rlhf.experiments.policy_run import Task, check_positions, push_model, quiet_libraries, run_policy
-from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs, stage_root
 from scope_rlhf.experiments.tldr_arguments import EXPERIMENT, TldrArguments
 from scope_rlhf.experiments.tldr_results import reward_table, sft_table, summary_table
 from scope_rlhf.experiments.tldr_reward import human_pairs, parse_reward, run_reward
@@ -55,8 +55,7 @@ def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     if script.num_threads:
         torch.set_num_threads(script.num_threads)
     console = Console(quiet=training.process_index != 0)
-    given = training.output_dir not in (None, "", "trainer_output")
-    root = Path(str(training.output_dir)) if given else Path("runs/tldr")
+    root = stage_root(training)
     settings = _stage_settings(script, policy, training)
     if script.dataset_name == EMBEDDED_DOCUMENTATION:
         all_documentation()  # read once, with a progress line, before the first stage
@@ -186,6 +185,11 @@ TASK = Task(
 )
 
 
+def _identity(name: str, models: dict[str, str], stages: dict[str, Stage]) -> str:
+    """What later stages depend on by this model: the folder of its stage, or what was given in its place."""
+    return stages[name].folder.name if name in stages else model_identity(models[name])
+
+
 def run_rl(
     script: TldrArguments,
     policy: PolicyConfig,
@@ -198,10 +202,7 @@ def run_rl(
     """The stage of RL: a run folder as of recipes/imdb_scope.py."""
     script = replace(script, reward_model_name_or_path=models["reward"], judge_model_name_or_path=models["judge"])
     policy = replace(policy, model_name_or_path=models[SFT])
-    identities = {
-        name: stages[name].folder.name if name in stages else model_identity(models[name])
-        for name in (SFT, "reward", "judge")
-    }
+    identities = {name: _identity(name, models, stages) for name in (SFT, "reward", "judge")}
     names = ("model_name_or_path", "sft_model_name_or_path", "reward_model_name_or_path", "judge_model_name_or_path")
     settings = {**training.to_dict(), **asdict(policy), **asdict(script), **dict.fromkeys(names)}
     later = ("num_win_rate_prompts", "win_rate_temperature", "sft_config", "reward_config", "judge_config")
@@ -243,7 +244,7 @@ def run_win_rate(
     """The stage of win rates: RL against SFT, and both against the references, by the held-out judge."""
     tokenizer = load_policy_tokenizer(replace(policy, model_name_or_path=models[SFT]))
     cut = evaluation_prompts(script, tokenizer, script.num_win_rate_prompts)
-    judge_identity = stages["judge"].folder.name if "judge" in stages else model_identity(models["judge"])
+    judge_identity = _identity("judge", models, stages)
     inputs = stage_inputs(
         {"rl": stages["rl"].folder.name, "judge": judge_identity, "data": dataset_fingerprint(cut),
          "temperature": script.win_rate_temperature, "max_new_tokens": training.max_completion_length,

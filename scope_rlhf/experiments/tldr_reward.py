@@ -11,25 +11,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from trl import RewardConfig
 
-from scope_rlhf.data.documentation import (
-    EMBEDDED_DOCUMENTATION,
-    load_documentation,
-)
+from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, load_documentation
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.data.tldr import SYNTHETIC_KINDS, load_tldr, load_tldr_preferences
 from scope_rlhf.evaluation.completions import System, generate, read_system
-from scope_rlhf.experiments.arguments import check_push, parse_stage
-from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, quiet_libraries
-from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.arguments import parse_stage
+from scope_rlhf.experiments.policy_run import quiet_callbacks, quiet_libraries
+from scope_rlhf.experiments.stages import Stage, check_stage, model_identity, run_alone, run_stage, stage_inputs
+from scope_rlhf.experiments.systems import load_model
+from scope_rlhf.experiments.tldr_arguments import EMBEDDED_POLICY
 from scope_rlhf.experiments.tldr_results import reward_card, reward_table
-from scope_rlhf.experiments.tldr_sft import EMBEDDED_POLICY, cut_prompts, quiet_callbacks
+from scope_rlhf.experiments.tldr_sft import cut_prompts
 from scope_rlhf.metrics.calibration import accuracy_by_kind, calibration_error, preference_accuracy
-from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
+from scope_rlhf.models.loading import PolicyConfig, find_model, torch_dtype
 from scope_rlhf.reports.calibration import plot_calibration
 from scope_rlhf.runtime import RunFolder, is_main_process, write_text
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
@@ -106,20 +104,10 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     """Train as the command line says; the exit status."""
     quiet_libraries()
     script, policy, training = parse_reward(argv, prog)
-    if script.num_threads:
-        torch.set_num_threads(script.num_threads)
-    console = Console(quiet=training.process_index != 0)
-    given = training.output_dir not in (None, "trainer_output")
-    root = Path(training.output_dir) if given else Path("runs/tldr")
-    if training.hub_model_id:
-        make_hub_repository(training)
-    stage = run_reward(script, policy, training, root, console)
-    console.print(reward_table(script.role, stage.results))
-    console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
-    if training.hub_model_id and is_main_process():
-        push_model(stage.folder / "model", training)
-        console.print(f"pushed to {training.hub_model_id}")
-    return 0
+    return run_alone(
+        training, script.num_threads, lambda root, console: run_reward(script, policy, training, root, console),
+        lambda results: reward_table(script.role, results),
+    )  # fmt: skip
 
 
 def parse_reward(
@@ -145,9 +133,7 @@ def parse_reward(
         )
     if policy.load_in_4bit or policy.load_in_8bit:
         raise ValueError("a reward model is saved whole: quantised weights cannot be; use LoRA on bfloat16 weights.")
-    check_push(training)
-    if training.resume_from_checkpoint:
-        raise ValueError("a stage goes on by itself: leave --resume_from_checkpoint out and give the same arguments.")
+    check_stage(training)
     # Two end tokens to spare: TRL adds one, and a tokenizer may add its own in front.
     training.max_length = script.max_prompt_length + script.max_new_tokens + 2
     if script.role == "judge":
@@ -166,49 +152,60 @@ def run_reward(
     identities = {"model": model_identity(name), "sampled_from": model_identity(script.sampled_from or "none")}
     if script.dataset_name == EMBEDDED_DOCUMENTATION:
         data: Any = [dataset_fingerprint(load_tldr(part=part)) for part in (PARTS[script.role], HELD_OUT)]
+        pairs = None  # made of samples, in the stage
     else:
-        data = [dataset_fingerprint(pairs) for pairs in human_pairs(script, training.seed)]
+        pairs = human_pairs(script, training.seed)
+        data = [dataset_fingerprint(part) for part in pairs]
     settings = {**asdict(script), **asdict(policy), **training.to_dict()}
     settings |= {name: None for name in ("sampled_from", "model_name_or_path") if name in settings}
     inputs = stage_inputs(settings, data=data, models={**identities, **upstream})
 
     def work(folder: Path) -> dict[str, Any]:
-        return train_reward(script, policy, training, folder)
+        return train_reward(script, policy, training, folder, pairs)
 
     return run_stage(root, script.role, inputs, work, console)
 
 
-def train_reward(script: RewardArguments, policy: PolicyConfig, training: RewardConfig, folder: Path) -> dict[str, Any]:
-    """Train in the folder, from its newest checkpoint where there is one; what held-out pairs show."""
+def train_reward(
+    script: RewardArguments,
+    policy: PolicyConfig,
+    training: RewardConfig,
+    folder: Path,
+    pairs: tuple[Dataset, Dataset] | None,
+) -> dict[str, Any]:
+    """Train in the folder, from its newest checkpoint where there is one; what held-out pairs show.
+
+    pairs: to train on and to measure with; None: the synthetic ones.
+    """
     training.output_dir = str(folder)
     with RunFolder(folder) as run:
-        train, held_out = load_pairs(script, training.seed, folder)
-        model, tokenizer = load_classifier(policy.model_name_or_path or "", dtype=_dtype(policy))
-        lengths = script.max_prompt_length
-        pairs = {"train": train, "held_out": held_out}
-        cut = {name: cut_prompts(data, tokenizer, lengths) for name, data in pairs.items()}
+        train, held_out = pairs or make_pairs(script, training.seed, folder)
+        model, tokenizer = load_classifier(policy.model_name_or_path or "", dtype=torch_dtype(policy))
+        train, held_out = (cut_prompts(data, tokenizer, script.max_prompt_length) for data in (train, held_out))
         peft_config = None
         if policy.use_peft:
             peft_config = reward_lora(model, policy.lora_r, policy.lora_alpha, policy.lora_target_modules)
         trainer = ScopeRewardTrainer(
-            model, training, processing_class=tokenizer, train_dataset=cut["train"], peft_config=peft_config
+            model, training, processing_class=tokenizer, train_dataset=train, peft_config=peft_config
         )
         quiet_callbacks(trainer, run)
         checkpoint = newest_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        references = dict(zip(cut["train"]["prompt"], cut["train"]["chosen"], strict=True))
+        references = dict(zip(train["prompt"], train["chosen"], strict=True))
         offset = trainer.centre([prompt + text for prompt, text in list(references.items())[:512]])
         scorer = trainer.scorer()
-        data = cut["held_out"]
         scores = [
-            scorer([p + c for p, c in zip(data["prompt"], data[side], strict=True)]) for side in ("chosen", "rejected")
+            scorer([p + c for p, c in zip(held_out["prompt"], held_out[side], strict=True)])
+            for side in ("chosen", "rejected")
         ]
         margins = (scores[0] - scores[1]).tolist()
-        longer = [len(c.split()) > len(r.split()) for c, r in zip(data["chosen"], data["rejected"], strict=True)]
+        longer = [
+            len(c.split()) > len(r.split()) for c, r in zip(held_out["chosen"], held_out["rejected"], strict=True)
+        ]
         results = {
             "accuracy": asdict(preference_accuracy(margins)),
             "accuracy_by_kind": {
-                kind: asdict(found) for kind, found in accuracy_by_kind(margins, data["kind"]).items()
+                kind: asdict(found) for kind, found in accuracy_by_kind(margins, held_out["kind"]).items()
             },
             "calibration_error": calibration_error(margins),
             "chosen_is_longer": sum(longer) / len(longer),
@@ -216,7 +213,7 @@ def train_reward(script: RewardArguments, policy: PolicyConfig, training: Reward
             "train_pairs": len(trainer.train_dataset),
             "left_out": len(train) - len(trainer.train_dataset),
             "held_out_pairs": len(held_out),
-            "synthetic": any(kind in SYNTHETIC_KINDS for kind in data["kind"]),
+            "synthetic": any(kind in SYNTHETIC_KINDS for kind in held_out["kind"]),
             "seed": training.seed,
             "model": str(folder / "model"),
         }
@@ -230,10 +227,8 @@ def train_reward(script: RewardArguments, policy: PolicyConfig, training: Reward
         return results
 
 
-def load_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Dataset, Dataset]:
-    """Pairs to train on and to measure with. Samples of `sampled_from` are drawn once and kept in the folder."""
-    if script.dataset_name != EMBEDDED_DOCUMENTATION:
-        return human_pairs(script, seed)
+def make_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Dataset, Dataset]:
+    """Synthetic pairs to train on and to measure with; samples of `sampled_from` are drawn once and kept."""
     found = []
     for part, entries in ((PARTS[script.role], script.num_train_entries), (HELD_OUT, script.num_eval_entries)):
         # The same held-out pairs whatever the role: the accuracies of reward model and judge compare.
@@ -252,13 +247,10 @@ def load_pairs(script: RewardArguments, seed: int, folder: Path) -> tuple[Datase
 def draw_samples(script: RewardArguments, prompts: list[str], seed: int, file: Path) -> list[str]:
     """A summary sampled from the model for each prompt as cut; read where the file has them already."""
     if not file.exists():
-        policy = PolicyConfig(model_name_or_path=script.sampled_from, dtype="float32")
-        tokenizer = load_policy_tokenizer(policy)
-        model, _, _ = load_policy(policy, tokenizer)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(str(script.sampled_from), "--sampled_from")
         cut = cut_prompts(Dataset.from_dict({"prompt": prompts}), tokenizer, script.max_prompt_length)["prompt"]
         system = generate(
-            model.to(device), tokenizer, list(cut), name=f"samples of {file.stem.removeprefix('samples-')}",
+            model, tokenizer, list(cut), name=f"samples of {file.stem.removeprefix('samples-')}",
             max_new_tokens=script.max_new_tokens, temperature=script.sampling_temperature, seed=seed,
             show_progress=is_main_process(),
         )  # fmt: skip
@@ -293,7 +285,3 @@ def human_pairs(script: RewardArguments, seed: int, setting: str = "--dataset_na
 
 def _is_judges(prompt: str) -> bool:
     return int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16) % 100 >= JUDGE_SHARE
-
-
-def _dtype(policy: PolicyConfig) -> torch.dtype | str:
-    return "auto" if policy.dtype in ("auto", None) else getattr(torch, policy.dtype)

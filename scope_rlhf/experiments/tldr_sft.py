@@ -10,29 +10,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, ProgressCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from scope_rlhf.data.documentation import DOCUMENTATION_PARTS, EMBEDDED_DOCUMENTATION
 from scope_rlhf.data.loading import dataset_fingerprint
 from scope_rlhf.data.tldr import cut_prompt, load_tldr
 from scope_rlhf.evaluation.completions import generate
-from scope_rlhf.experiments.arguments import check_push, parse_stage
-from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, quiet_libraries
-from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs
+from scope_rlhf.experiments.arguments import parse_stage
+from scope_rlhf.experiments.policy_run import quiet_callbacks, quiet_libraries
+from scope_rlhf.experiments.stages import Stage, check_stage, model_identity, run_alone, run_stage, stage_inputs
+from scope_rlhf.experiments.tldr_arguments import EMBEDDED_POLICY
 from scope_rlhf.experiments.tldr_results import sft_card, sft_table
 from scope_rlhf.metrics.rouge import rouge_scores
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.runtime import RunFolder, is_main_process, write_text
-from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
 
-EMBEDDED_POLICY = "embedded/documentation-gpt2"
 # No arguments: the small GPT-2, under two minutes on two CPU cores.
 EMBEDDED_SFT: dict[str, Any] = {
     "model_name_or_path": EMBEDDED_POLICY,
@@ -95,20 +92,9 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     """Fine-tune as the command line says; the exit status."""
     quiet_libraries()
     script, policy, training = parse_sft(argv, prog)
-    if script.num_threads:
-        torch.set_num_threads(script.num_threads)
-    console = Console(quiet=training.process_index != 0)
-    given = training.output_dir not in (None, "trainer_output")
-    root = Path(training.output_dir) if given else Path("runs/tldr")
-    if training.hub_model_id:
-        make_hub_repository(training)
-    stage = run_sft(script, policy, training, root, console)
-    console.print(sft_table(stage.results))
-    console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
-    if training.hub_model_id and is_main_process():
-        push_model(stage.folder / "model", training)
-        console.print(f"pushed to {training.hub_model_id}")
-    return 0
+    return run_alone(
+        training, script.num_threads, lambda root, console: run_sft(script, policy, training, root, console), sft_table
+    )
 
 
 def parse_sft(
@@ -124,9 +110,7 @@ def parse_sft(
             raise ValueError(f"{name} must be at least 1, got {getattr(script, name)}; set --{name}.")
     if script.num_train_rows is not None and script.num_train_rows < 1:
         raise ValueError(f"num_train_rows must be at least 1, or left out for all, got {script.num_train_rows}.")
-    check_push(training)
-    if training.resume_from_checkpoint:
-        raise ValueError("a stage goes on by itself: leave --resume_from_checkpoint out and give the same arguments.")
+    check_stage(training)
     training.max_length = script.max_prompt_length + script.max_new_tokens
     return script, policy, training
 
@@ -223,14 +207,6 @@ def train_sft(
             for place in (folder / "model", folder):  # in the latter over TRL's own card, which has no numbers
                 write_text(place / "README.md", card)
         return results
-
-
-def quiet_callbacks(trainer: Any, run: RunFolder) -> None:
-    """One progress line and metrics.jsonl in place of the printed dictionaries."""
-    for default in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(default)
-    trainer.add_callback(ProgressLine())
-    trainer.add_callback(MetricsFile(run))
 
 
 def save_merged(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -116,6 +116,11 @@ def load_policy_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         return load_tokenizer(path if own else _base_of(path, setting))
 
 
+def torch_dtype(config: PolicyConfig) -> Any:
+    """config.dtype as `from_pretrained` takes it."""
+    return config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
+
+
 def _base_of(adapter: str, setting: str) -> str:
     return resolve_model_path(PeftConfig.from_pretrained(adapter).base_model_name_or_path or "", setting)
 
@@ -133,7 +138,7 @@ def load_policy(
     setting = "--model_name_or_path"
     path = resolve_model_path(str(config.model_name_or_path), setting)
     kwargs: dict[str, Any] = {"revision": config.model_revision, "attn_implementation": config.attn_implementation}
-    kwargs["dtype"] = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
+    kwargs["dtype"] = torch_dtype(config)
     quantization = get_quantization_config(config)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
