@@ -66,8 +66,10 @@ def load_split(
         # datasets has no exceptions of its own for a split without rows and for one that does not exist.
         if "no data" in str(error):
             raise ValueError(f"split {split!r} of {given} is empty.") from error
-        if "split" not in str(error).lower():
+        if given in str(error):
             raise
+        if "split" not in str(error).lower():
+            raise ValueError(f"{given} cannot be read: {_reason(error)}") from error
         raise ValueError(
             f"{given} has no split {split!r}: {error} Set {split_setting}; a slice such as train[90%:] works too."
         ) from error

@@ -76,13 +76,13 @@ def load_tldr(
 ) -> Dataset:
     """Prompts with one reference summary each: columns prompt and completion, in a seeded order.
 
-    part: "train" or "eval" (documentation: policy or eval; elsewhere the split `train` or `validation`), or a part of
-    the documentation by its own name. split: another split of a dataset that is not embedded. num_rows: None takes
-    all. Of preference pairs the chosen summary is the reference. Repeated prompts and empty summaries are left out.
+    part: "train" or "eval": policy or eval of the documentation, elsewhere the split `train` or `validation`. split:
+    another one by its own name, of the documentation a part. num_rows: None takes all. Of preference pairs the chosen
+    summary is the reference. Repeated prompts and empty summaries are left out.
     ValueError for a dataset that does not load, has other columns or too few rows.
     """
     if dataset_name == EMBEDDED_DOCUMENTATION:
-        entries = load_documentation({"train": "policy"}.get(part, part))
+        entries = load_documentation(_part(part, split))
         rows = [(documentation_prompt(entry), entry.summary) for entry in entries]
     else:
         data, where = _load_rows(dataset_name, part, split, setting)
@@ -107,7 +107,7 @@ def load_tldr_preferences(
     synthetic_pairs for `sample`. The other arguments and errors are those of load_tldr.
     """
     if dataset_name == EMBEDDED_DOCUMENTATION:
-        entries = load_documentation({"train": "policy"}.get(part, part))
+        entries = load_documentation(_part(part, split))
         if num_rows is not None and not 1 <= num_rows <= len(entries):
             raise ValueError(f"{part} of {dataset_name} has {len(entries)} entries, {num_rows} were asked for.")
         order = np.random.default_rng(seed).permutation(len(entries))[:num_rows]
@@ -119,6 +119,10 @@ def load_tldr_preferences(
         rows = [(*read(row, number), "human") for number, row in enumerate(data)]
     names = ("prompt", "chosen", "rejected", "kind")
     return _dataset(rows, names, num_rows, seed, f"{part} of {setting}={dataset_name!r}")
+
+
+def _part(part: str, split: str | None) -> str:
+    return {"train": "policy"}.get(split or part, split or part)
 
 
 def documentation_prompt(entry: Entry) -> str:
@@ -228,10 +232,15 @@ def _dataset(
     once = names.index("prompt") if "completion" in names else None
     kept: list[list[str]] = []
     seen: set[Any] = set()
+    twice = empty = 0
     for i in np.random.default_rng(seed).permutation(len(rows)).tolist():
         row = list(rows[i])
         mark = tuple(row) if once is None else row[once]
-        if mark in seen or any(not row[t].strip() for t in texts):
+        if any(not row[t].strip() for t in texts):
+            empty += 1
+            continue
+        if mark in seen:
+            twice += 1
             continue
         seen.add(mark)
         for t in texts:
@@ -240,7 +249,11 @@ def _dataset(
         if len(kept) == num_rows:
             break
     if not kept or len(kept) < (num_rows or 0):
-        raise ValueError(f"{where} gives {len(kept)} rows, fewer than the {num_rows or 1} asked for; lower the number.")
+        without = f" ({empty} of its {len(rows)} have an empty text, {twice} repeat another)" if empty or twice else ""
+        raise ValueError(
+            f"{where} gives {len(kept)} rows{without}, fewer than the {num_rows or 1} asked for; "
+            + ("lower the number." if kept else "give other rows.")
+        )
     return Dataset.from_dict({name: [row[i] for row in kept] for i, name in enumerate(names)})
 
 

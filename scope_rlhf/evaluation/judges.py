@@ -163,7 +163,8 @@ class PipelineJudge:
     """A local language model that answers `wording`, by a transformers text-generation pipeline, greedily.
 
     pipeline: `transformers.pipeline("text-generation", ...)`. Where its tokenizer has a chat template the question is
-    one user message, otherwise plain text that it goes on from.
+    one user message, otherwise plain text that it goes on from. A question that leaves no room for max_new_tokens in
+    the model's positions is not asked: its judgement is invalid and says so.
     """
 
     def __init__(
@@ -179,15 +180,32 @@ class PipelineJudge:
         questions: list[Any] = [fill_wording(self.wording, c) for c in comparisons]
         if self.pipeline.tokenizer.chat_template:
             questions = [[{"role": "user", "content": question}] for question in questions]
-        judgements = []
-        starts = range(0, len(questions), self.batch_size)
+        judgements = [self._too_long(question) for question in questions]
+        asked = [i for i, judgement in enumerate(judgements) if judgement is None]
+        starts = range(0, len(asked), self.batch_size)
         for start in tqdm(starts, desc=f"judge {self.name}", leave=False, dynamic_ncols=True):
-            batch = questions[start : start + self.batch_size]
+            rows = asked[start : start + self.batch_size]
             answers = self.pipeline(
-                batch, max_new_tokens=self.max_new_tokens, do_sample=False, return_full_text=False,
-                batch_size=len(batch),
+                [questions[row] for row in rows], max_new_tokens=self.max_new_tokens, do_sample=False,
+                return_full_text=False, batch_size=len(rows),
             )  # fmt: skip
-            for answer in answers:
+            for row, answer in zip(rows, answers, strict=True):
                 words = str(answer[0]["generated_text"])
-                judgements.append(Judgement(read_verdict(words), words.strip()))
-        return judgements
+                judgements[row] = Judgement(read_verdict(words), words.strip())
+        return [judgement for judgement in judgements if judgement is not None]
+
+    def _too_long(self, question: Any) -> Judgement | None:
+        """The judgement of a question that the model has no room for; None for the others."""
+        tokenizer = self.pipeline.tokenizer
+        positions = getattr(self.pipeline.model.config, "max_position_embeddings", None)
+        if isinstance(question, str):
+            ids = tokenizer(question, verbose=False)["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"]
+        if positions is None or len(ids) + self.max_new_tokens <= positions:
+            return None
+        said = (
+            f"not asked: the question has {len(ids)} tokens, with {self.max_new_tokens} of an answer "
+            f"(--judge_max_new_tokens) more than the {positions} positions of the model"
+        )
+        return Judgement(INVALID, said)

@@ -37,7 +37,9 @@ def compare(
     """The win rate of system `a` over system `b`.
 
     Every pair is judged with a in front and with b in front; see metrics.win_rate for what becomes of the verdicts.
-    The length-controlled rate takes the difference in words, and a fifth of the resamples. Empty completions are judged
+    The length-controlled rate takes the difference in words, and a fifth of the resamples; where one side
+    is the longer in more than 95 % of the pairs `lengths_overlap` is False: the rate at equal lengths is then an
+    extrapolation. Empty completions are judged
     like others and counted.
     ValueError for systems with other prompts. Where no pair is valid the rates are None.
     """
@@ -62,6 +64,7 @@ def compare(
         "system_a": _describe(a), "system_b": _describe(b), "judge": judge.name, "pairs": len(shown),
         "confidence": confidence, "win_rate": rates and asdict(rates),
         "length_controlled": controlled and asdict(controlled),
+        "lengths_overlap": bool(min((difference >= 0).mean(), (difference <= 0).mean()) >= 0.05),
         "invalid": invalid, "invalid_share": invalid / len(shown),
         "invalid_answers": sum(v == INVALID for side in verdicts for v in side),
     }  # fmt: skip

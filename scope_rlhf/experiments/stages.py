@@ -42,6 +42,11 @@ class Stage:
     seconds: float
     cached: bool
 
+    @property
+    def model(self) -> Path:
+        """Where a stage that makes a model has saved it."""
+        return self.folder / "model"
+
 
 def stage_inputs(*settings: dict[str, Any], **more: Any) -> dict[str, Any]:
     """All settings but those of NO_INPUT, `more`, and the version of this package, as JSON has them."""
@@ -132,8 +137,8 @@ def run_alone(
         make_hub_repository(training)
     stage = run(stage_root(training), console)
     console.print(table(stage.results))
-    console.print(f"model: {stage.folder / 'model'}", soft_wrap=True)
+    console.print(f"model: {stage.model}", soft_wrap=True)
     if training.hub_model_id and is_main_process():
-        push_model(stage.folder / "model", training)
+        push_model(stage.model, training)
         console.print(f"pushed to {training.hub_model_id}")
     return 0

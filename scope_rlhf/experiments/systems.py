@@ -125,10 +125,17 @@ def keep_config(folder: Path, arguments: Any, inputs: dict[str, str], free: Sequ
     if getattr(arguments, "dataset_name", None) == EMBEDDED_DOCUMENTATION:
         now["documentation"] = documentation_versions()
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            arguments_before, inputs_before = before["arguments"], before["inputs"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}), so that it cannot be known what the results in this folder are of; give "
+                "another --output_dir, or delete the folder."
+            ) from error
         plain = json.loads(json.dumps(now["arguments"]))
-        changed = [n for n in plain if plain[n] != before["arguments"].get(n) and n not in ("output_dir", *free)]
-        changed += [f"content of {n}" for n in versions if versions[n] != before["inputs"].get(n) and n not in changed]
+        changed = [n for n in plain if plain[n] != arguments_before.get(n) and n not in ("output_dir", *free)]
+        changed += [f"content of {n}" for n in versions if versions[n] != inputs_before.get(n) and n not in changed]
         changed += ["documentation"] if now.get("documentation") != before.get("documentation") else []
         if changed:
             raise ValueError(
@@ -164,8 +171,8 @@ class Systems:
         a = self.arguments
         kept = self.folder / f"completions_{key}.jsonl"
         if kept.exists():
-            before = read_system(str(kept), f"--{key}", name)
-            if before.prompts == self.prompts:
+            before = self._kept(kept, name)
+            if before is not None and before.prompts == self.prompts:
                 how = describe_decoding(a.max_new_tokens, a.temperature, a.seed)
                 return System(name, self.prompts, before.completions, before.ended, how)
         console.print(f"{name}: generating {len(self.prompts)} completions", markup=False, highlight=False)
@@ -176,6 +183,13 @@ class Systems:
         )  # fmt: skip
         system.write(kept)
         return system
+
+    def _kept(self, file: Path, name: str) -> System | None:
+        """Completions of an earlier attempt; None for a damaged file, so that they are generated again."""
+        try:
+            return read_system(str(file), "completions", name)
+        except ValueError:
+            return None
 
     def references(self) -> list[str]:
         """The dataset's summary of each prompt, also where the prompt is a cut one. ValueError for prompts that the
@@ -220,9 +234,7 @@ class Systems:
 
     def _load(self, number: int | None) -> Any:
         a = self.arguments
-        embedded = a.dataset_name == EMBEDDED_DOCUMENTATION
-        part, split = (a.dataset_test_split or "eval", None) if embedded else ("eval", a.dataset_test_split)
-        return load_tldr(a.dataset_name, part, split=split, num_rows=number, seed=a.seed)
+        return load_tldr(a.dataset_name, "eval", split=a.dataset_test_split, num_rows=number, seed=a.seed)
 
 
 def space_completion(prompt: str, completion: str) -> str:

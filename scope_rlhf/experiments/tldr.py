@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, all_documentation
 from scope_rlhf.data.loading import dataset_fingerprint
@@ -28,6 +28,7 @@ from scope_rlhf.experiments.tldr_results import reward_table, sft_table, summary
 from scope_rlhf.experiments.tldr_reward import human_pairs, parse_reward, run_reward
 from scope_rlhf.experiments.tldr_sft import cut_prompts, parse_sft, run_sft
 from scope_rlhf.experiments.win_rate import result_table
+from scope_rlhf.hub import explain_model_errors
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective, make_objective
@@ -59,12 +60,13 @@ def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     settings = _stage_settings(script, policy, training)
     if script.dataset_name == EMBEDDED_DOCUMENTATION:
         all_documentation()  # read once, with a progress line, before the first stage
+    _check_prompts(script)
     stages: dict[str, Stage] = {}
     models = {SFT: script.sft_model_name_or_path}
     if not models[SFT]:
         sft_script, sft_policy, sft_training = settings["sft"]
         stages["sft"] = run_sft(sft_script, sft_policy, sft_training, root, console)
-        models[SFT] = stages["sft"].results["model"]
+        models[SFT] = str(stages["sft"].model)
         console.print(sft_table(stages["sft"].results))
     for role in ("reward", "judge"):
         models[role] = getattr(script, f"{role}_model_name_or_path")
@@ -81,7 +83,7 @@ def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         if reward_script.dataset_name == EMBEDDED_DOCUMENTATION:
             reward_script.sampled_from = models[SFT]
         stages[role] = run_reward(reward_script, reward_policy, reward_training, root, console, **upstream)
-        models[role] = stages[role].results["model"]
+        models[role] = str(stages[role].model)
         console.print(reward_table(role, stages[role].results))
     stages["rl"] = run_rl(script, policy, training, models, stages, root, console)
     if models["judge"] != "none":
@@ -89,7 +91,7 @@ def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
         if is_main_process():
             _finish(stages, training, console)
     elif is_main_process() and training.hub_model_id:
-        push_model(stages["rl"].folder / "model", training)
+        push_model(stages["rl"].model, training)
     if is_main_process():
         console.print(summary_table(stages))
     return stages
@@ -121,7 +123,9 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
     for role in ("reward", "judge"):
         name = getattr(script, f"{role}_model_name_or_path")
         if name and name != "none":
-            find_model(name, f"--{role}_model_name_or_path")
+            path = find_model(name, f"--{role}_model_name_or_path")[0]
+            if role == "reward" and script.critic_from_reward_model:
+                _check_tokenizers(path, replace(policy, model_name_or_path=script.sft_model_name_or_path or base))
         elif not name:
             config = script.judge_config or script.reward_config if role == "judge" else script.reward_config
             found[role] = parse_reward(_config(config), given={**common, "dataset_name": pairs, "role": role})
@@ -134,6 +138,26 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
     return found
 
 
+def _check_prompts(script: TldrArguments) -> None:
+    """ValueError where the prompts of RL or of its evaluation are missing or too few: at once, not after SFT."""
+    load_tldr(script.dataset_name, "train", split=script.dataset_train_split, num_rows=script.num_train_prompts)
+    load_tldr(script.dataset_name, "eval", split=script.dataset_test_split)
+
+
+def _check_tokenizers(reward_model: str, policy: PolicyConfig) -> None:
+    """ValueError where a critic that begins as the reward model would read the policy's token ids as other tokens."""
+    with explain_model_errors(reward_model, "--reward_model_name_or_path"):
+        tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    theirs, own = tokenizer.get_vocab(), load_policy_tokenizer(policy).get_vocab()
+    different = [token for token in own if theirs.get(token) != own[token]]
+    if different:
+        raise ValueError(
+            f"--critic_from_reward_model: {len(different)} of the {len(own)} tokens of {policy.model_name_or_path} "
+            f"have another id in --reward_model_name_or_path={reward_model!r}, or none. Set --critic_from_reward_model "
+            "false (--critic_backbone then says what it is), or give a reward model with the policy's tokenizer."
+        )
+
+
 def _config(file: str | None) -> list[str]:
     return [] if file is None else ["--config", file]
 
@@ -141,8 +165,9 @@ def _config(file: str | None) -> list[str]:
 def load_prompts(script: Any, training: ScopeGRPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
     """Cut prompts with their reference summaries (column completion): to train on, and to measure with."""
     train = load_tldr(
-        script.dataset_name, "train", split=_train_split(script), num_rows=script.num_train_prompts, seed=training.seed
-    )
+        script.dataset_name, "train", split=script.dataset_train_split, num_rows=script.num_train_prompts,
+        seed=training.seed,
+    )  # fmt: skip
     train = cut_prompts(train, tokenizer, script.max_prompt_length)
     return train, evaluation_prompts(script, tokenizer, script.num_eval_prompts, set(train["prompt"]))
 
@@ -153,7 +178,7 @@ def evaluation_prompts(
     """The first prompts of the evaluation part as cut, the same for every seed of training; fewer where there are
     fewer. Each is there once, also where two entries only differ behind the cut, and none is in `exclude`.
     """
-    data = _evaluation_part(script)
+    data = load_tldr(script.dataset_name, "eval", split=script.dataset_test_split)
     cut, seen = cut_prompts(data, tokenizer, script.max_prompt_length), set()
     rows = [i for i, p in enumerate(cut["prompt"]) if not (p in seen or p in exclude or seen.add(p))]
     if not rows:
@@ -162,16 +187,6 @@ def evaluation_prompts(
             "same?"
         )
     return cut.select(rows[:number])
-
-
-def _train_split(script: TldrArguments) -> str | None:
-    return None if script.dataset_name == EMBEDDED_DOCUMENTATION else script.dataset_train_split
-
-
-def _evaluation_part(script: TldrArguments) -> Dataset:
-    if script.dataset_name == EMBEDDED_DOCUMENTATION:
-        return load_tldr(script.dataset_name, script.dataset_test_split or "eval", seed=0)
-    return load_tldr(script.dataset_name, "eval", split=script.dataset_test_split or None, seed=0)
 
 
 TASK = Task(
@@ -207,7 +222,8 @@ def run_rl(
     settings = {**training.to_dict(), **asdict(policy), **asdict(script), **dict.fromkeys(names)}
     later = ("num_win_rate_prompts", "win_rate_temperature", "sft_config", "reward_config", "judge_config")
     own: Any = training.objective_kwargs or {}
-    data = [load_tldr(script.dataset_name, "train", split=_train_split(script)), _evaluation_part(script)]
+    splits = {"train": script.dataset_train_split, "eval": script.dataset_test_split}
+    data = [load_tldr(script.dataset_name, part, split=split) for part, split in splits.items()]
     inputs = stage_inputs(
         {k: v for k, v in settings.items() if k not in later}, models=identities,
         # With the hash of an own objective's file: another formula is another stage.
@@ -226,7 +242,7 @@ def run_rl(
             (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that left no checkpoint
         run_policy(TASK, script, policy, training, alone=False)
         evaluation = RunFolder(folder).read_evaluation() or {}
-        return {"model": str(folder / "model"), "metrics": evaluation.get("metrics")}
+        return {"metrics": evaluation.get("metrics")}
 
     name = Path(training.objective.rsplit(":", 1)[-1]).name
     return run_stage(root, f"{script.algorithm}-{name}-{training.seed}", inputs, work, console)
@@ -256,7 +272,7 @@ def run_win_rate(
             return {}
         with RunFolder(folder):
             prompts, references = list(cut["prompt"]), list(cut["completion"])
-            names = {SFT: models[SFT], RL: str(stages["rl"].folder / "model")}
+            names = {SFT: models[SFT], RL: str(stages["rl"].model)}
             systems = {REFERENCES: System(REFERENCES, prompts, references, [True] * len(prompts))}
             for name, path in names.items():
                 file = folder / f"completions_{name}.jsonl"
@@ -284,7 +300,7 @@ def run_win_rate(
                 folders.append(folder / f"{a}-{b}")
                 summaries.append(result.summary)
             written = write_win_rate_report(folders, folder)
-            return {"comparisons": summaries, "files": [str(file) for file in written]}
+            return {"comparisons": summaries, "files": [str(file.relative_to(folder)) for file in written]}
 
     return run_stage(root, f"winrate-{stages['rl'].folder.name.rsplit('-', 1)[0]}", inputs, work, console)
 

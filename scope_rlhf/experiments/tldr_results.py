@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from scope_rlhf.data.documentation import LICENCE_NOTE, documentation_versions
 from scope_rlhf.data.tldr import SYNTHETIC_KINDS
@@ -53,6 +53,7 @@ def reward_table(role: str, results: dict[str, Any]) -> Table:
     for kind, found in rows.items():
         table.add_row(kind, str(found["n"]), f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
     table.caption = (
+        f"trained on {results['train_pairs']:,} pairs, {results['left_out']:,} longer ones left out\n"
         f"calibration error {results['calibration_error']:.3f}, mean score of references {results['offset']:.3f}"
     )
     return table
@@ -99,7 +100,7 @@ Calibration error {results["calibration_error"]:.3f}. The chosen summary is the 
 
 def summary_table(stages: dict[str, Stage]) -> Table:
     """Stage, seconds, main figure and folder, for a terminal."""
-    table = Table("stage", "seconds", "result", "folder", title="TL;DR")
+    table = Table("stage", "seconds", "result", Column("folder", overflow="fold"), title="TL;DR")
     for name, stage in stages.items():
         seconds = "done before" if stage.cached else f"{stage.seconds:.0f}"
         table.add_row(name, seconds, _headline(name, stage.results), str(stage.folder))

@@ -6,6 +6,7 @@ pair and calibration are measured on a part that neither has seen.
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -185,9 +186,11 @@ def train_reward(
         peft_config = None
         if policy.use_peft:
             peft_config = reward_lora(model, policy.lora_r, policy.lora_alpha, policy.lora_target_modules)
-        trainer = ScopeRewardTrainer(
-            model, training, processing_class=tokenizer, train_dataset=train, peft_config=peft_config
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* pairs are longer than")  # table and card say it
+            trainer = ScopeRewardTrainer(
+                model, training, processing_class=tokenizer, train_dataset=train, peft_config=peft_config
+            )
         quiet_callbacks(trainer, run)
         checkpoint = newest_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -215,7 +218,6 @@ def train_reward(
             "held_out_pairs": len(held_out),
             "synthetic": any(kind in SYNTHETIC_KINDS for kind in held_out["kind"]),
             "seed": training.seed,
-            "model": str(folder / "model"),
         }
         trainer.save_scorer(folder / "model")
         if is_main_process():

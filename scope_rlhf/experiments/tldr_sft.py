@@ -141,10 +141,9 @@ def load_summaries(script: SftArguments, tokenizer: PreTrainedTokenizerBase, see
             f"got {test!r}."
         )
     train = load_tldr(
-        script.dataset_name, "train", split=None if embedded else script.dataset_train_split,
-        num_rows=script.num_train_rows, seed=seed,
-    )  # fmt: skip
-    held_out = load_tldr(script.dataset_name, test if embedded else "eval", split=None if embedded else test, seed=0)
+        script.dataset_name, "train", split=script.dataset_train_split, num_rows=script.num_train_rows, seed=seed
+    )
+    held_out = load_tldr(script.dataset_name, "eval", split=test)
     held_out = held_out.select(range(min(script.num_eval_rows, len(held_out))))
     return tuple(cut_prompts(data, tokenizer, script.max_prompt_length) for data in (train, held_out))  # pyright: ignore
 
@@ -200,7 +199,6 @@ def train_sft(
             "reference_words": sum(len(text.split()) for text in held_out["completion"]) / len(held_out),
             "train_rows": len(train),
             "eval_rows": len(held_out),
-            "model": str(folder / "model"),
         }
         if is_main_process():
             card = sft_card({**training.to_dict(), **asdict(policy), **asdict(script)}, results)

@@ -5,6 +5,7 @@ again with the same arguments it goes on where it was interrupted: completions t
 and an endpoint is asked only what its cache does not hold.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -178,11 +179,16 @@ def result_table(summary: dict[str, Any]) -> Table:
     def percent(interval: dict[str, Any] | None) -> str:
         if interval is None:
             return "none"
-        bounds = [b if b is not None else float("nan") for b in (interval["low"], interval["high"])]
-        return f"{100 * interval['value']:.1f} % [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+        value, bounds = f"{100 * interval['value']:.1f} %", (interval["low"], interval["high"])
+        if not all(b is not None and math.isfinite(b) for b in bounds):
+            return f"{value} (one pair has no interval)"
+        return f"{value} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
 
     table.add_row("win rate", percent(rates and rates["rate"]))
-    table.add_row("length-controlled", percent(summary["length_controlled"]))
+    controlled = percent(summary["length_controlled"])
+    if summary.get("lengths_overlap") is False:
+        controlled += "\n(one side is nearly always the longer: extrapolated)"
+    table.add_row("length-controlled", controlled)
     table.add_row("decided pairs only (Wilson)", percent(rates and rates["decided"]))
     table.add_row("pairs, invalid", f"{summary['pairs']}, {summary['invalid']}")
     if rates:

@@ -78,6 +78,11 @@ def win_rate_section(summaries: Sequence[dict[str, Any]]) -> str:
         "Length-controlled: the rate that a logistic regression leaves at equal length. Decided pairs only: wins / "
         "(wins + losses) with its Wilson interval. Never compare across judges."
     )
+    apart = [f"{s['system_a']['name']} against {s['system_b']['name']}" for s in summaries if not s["lengths_overlap"]]
+    if apart:
+        notes += (
+            f" In {', '.join(apart)} one side is nearly always the longer: its length-controlled rate extrapolates."
+        )
     table = markdown_table(header, rows)
     how = "\n".join(f"- {escape_cell(line)}" for line in decoding)
     return f"{table}\n\n{notes}\n\nDecoding:\n\n{how}"

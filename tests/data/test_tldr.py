@@ -69,7 +69,7 @@ def test_a_file_of_prompts_and_completions_gives_each_prompt_once_in_a_seeded_or
     assert data["prompt"] != sorted(data["prompt"]) and load_tldr(path, seed=1)["prompt"] == data["prompt"]
     assert load_tldr(path, seed=2)["prompt"] != data["prompt"]
     assert load_tldr(path, seed=1, num_rows=5)["prompt"] == data["prompt"][:5]
-    with pytest.raises(ValueError, match="gives 20 rows, fewer than the 21 asked for"):
+    with pytest.raises(ValueError, match=r"gives 20 rows \(1 of its 22 have an empty text, 1 .* than the 21 asked for"):
         load_tldr(path, num_rows=21)
 
 
@@ -168,3 +168,20 @@ def test_the_embedded_rows_are_the_documentation(monkeypatch):
     assert row["prompt"].startswith("PACKAGE: p\n\nTITLE: f3\n\nPOST: text 3 text 3")
     assert row["completion"] == " Summary number 3 of it."
     assert set(load_tldr_preferences()["kind"]) <= {"another", "shuffled"}
+
+
+def test_too_few_rows_say_how_many_were_empty_or_repeated(tmp_path):
+    rows = [{"prompt": "a", "completion": ""}, {"prompt": "b", "completion": "x"}, {"prompt": "b", "completion": "y"}]
+    path = write(tmp_path / "d.jsonl", rows)
+    with pytest.raises(
+        ValueError, match=r"gives 1 rows \(1 of its 3 have an empty text, 1 repeat another\), fewer than"
+    ):
+        load_tldr(path, num_rows=2)
+    with pytest.raises(ValueError, match=r"gives 0 rows \(1 of its 1 have an empty text, 0 .*; give other rows"):
+        load_tldr(write(tmp_path / "e.jsonl", rows[:1]))
+
+
+def test_a_part_of_the_documentation_is_a_split_by_its_own_name(monkeypatch):
+    parts = {"policy": [entry(1), entry(2)], "held_out": [entry(3)]}
+    monkeypatch.setattr(tldr, "load_documentation", lambda part: parts[part])
+    assert len(load_tldr(part="eval", split="held_out")) == 1 and len(load_tldr(part="train", split="train")) == 2

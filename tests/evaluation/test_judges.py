@@ -1,5 +1,7 @@
 """Judges: what an answer means, what a reward model prefers, what a user's function may return."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from scope_rlhf.evaluation.judges import (
     load_function_judge,
     read_verdict,
 )
+from tests.tiny import tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,8 @@ class Echo:
 
     def __init__(self, chat_template):
         self.asked = []
-        self.tokenizer = type("T", (), {"chat_template": chat_template, "pad_token_id": 0})()
+        self.tokenizer, self.model = tiny_tokenizer(), SimpleNamespace(config=SimpleNamespace())
+        self.tokenizer.chat_template = chat_template
 
     def __call__(self, questions, **settings):
         assert settings["do_sample"] is False and settings["return_full_text"] is False
@@ -134,3 +138,15 @@ def test_a_pipeline_judge_asks_in_the_form_the_model_takes(template):
     assert [j.verdict for j in judgements] == ["second"] * 3
     asked = pipeline.asked[0] if template is None else pipeline.asked[0][0]["content"]
     assert "### Summary A\none" in asked and len(pipeline.asked) == 3
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
+def test_a_question_longer_than_the_pipelines_positions_is_invalid_and_the_others_are_asked(template):
+    """Was: an IndexError of the position embedding."""
+    pipeline = Echo(template)
+    pipeline.model.config.max_position_embeddings = 40
+    wording = "{prompt} {first} {second}"
+    judge = PipelineJudge(pipeline, "echo", wording, max_new_tokens=8)
+    judgements = judge([Comparison("good " * 40, "a", "b"), Comparison("good", "a", "b")])
+    assert [j.verdict for j in judgements] == ["invalid", "second"] and len(pipeline.asked) == 1
+    assert "with 8 of an answer (--judge_max_new_tokens) more than the 40 positions of the model" in judgements[0].words

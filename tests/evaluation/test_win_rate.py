@@ -138,6 +138,14 @@ def test_completions_are_read_back_as_written_and_bad_files_say_what_they_lack(t
     refused([{"prompt": "p", "text": "t"}], r"--system_a='.*' has no column completion; its columns: prompt, text")
     refused([{"prompt": "p", "completion": 3}], "completion of row 0 is no text but 3")
     refused([{"prompt": "p", "completion": "x"}] * 2, "has a prompt twice")
+    table = tmp_path / "new.csv"
+    table.write_text("prompt,completion\np,x\nq,\n")
+    with pytest.raises(ValueError, match="completion of row 1 is missing; an empty completion is an empty text, in .j"):
+        read_system(str(table), "--system_a")
+    garbage = tmp_path / "new.parquet"
+    garbage.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="--system_a='.*new.parquet' "):
+        read_system(str(garbage), "--system_a")
     with pytest.raises(ValueError, match="--system_b='nowhere.jsonl' does not exist"):
         read_system("nowhere.jsonl", "--system_b")
     file.write_text("")
@@ -151,3 +159,9 @@ def test_the_results_are_written_as_strict_json(tmp_path):
     summary = json.loads((tmp_path / "win_rate.json").read_text())
     assert summary["win_rate"]["rate"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     assert json.loads((tmp_path / "pairs.jsonl").read_text())["a"] == "x"
+
+
+def test_length_control_is_called_an_extrapolation_where_one_side_is_nearly_always_longer():
+    apart = compare(system("a", ["x y", "x y"]), system("b", ["x", "x"]), FunctionJudge(longer))
+    mixed = compare(system("a", ["x y", "x"]), system("b", ["x", "x y"]), FunctionJudge(longer))
+    assert (apart.summary["lengths_overlap"], mixed.summary["lengths_overlap"]) == (False, True)

@@ -360,6 +360,26 @@ def test_a_folder_with_another_comparison_or_another_model_is_not_overwritten(ma
     assert read(out) == before
 
 
+def test_damaged_files_of_an_earlier_attempt_are_made_again_or_named(made, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert winrate(made, out) == 0
+    before, kept = read(out), out / "completions_system_a.jsonl"
+    whole = kept.read_text()
+    kept.write_text(whole[: len(whole) // 2])
+    assert winrate(made, out) == 0
+    assert read(out) == before and kept.read_text() == whole
+    (out / "config.json").write_text("{")
+    assert winrate(made, out) == 2
+    assert "config.json is damaged" in capsys.readouterr().err
+
+
+def test_a_single_pair_is_printed_without_an_interval(made, tmp_path, capsys):
+    """Was: [-inf, inf]."""
+    assert winrate(made, tmp_path / "out", "--num_prompts", "1") == 0
+    shown = capsys.readouterr().out
+    assert "(one pair has no interval)" in shown and "inf" not in shown
+
+
 def test_the_completions_that_are_kept_can_be_read_as_a_system(made, tmp_path):
     assert winrate(made, tmp_path) == 0
     system = read_system(str(tmp_path / "completions_system_a.jsonl"), "--system_a")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,19 @@ def test_a_second_run_makes_nothing_again_and_prints_the_same_win_rate(files, fi
     assert time.perf_counter() - started < 120
 
 
+def test_the_output_folder_can_be_moved(files, finished, tmp_path):
+    """Was: the next stage looked for the models where they had been made."""
+    root, _ = finished
+    shutil.copytree(root, tmp_path / "out")
+    root.rename(away := root.with_name("away"))
+    try:
+        done = run(*chain_words(*files, "out"), "--num_win_rate_prompts", "3", cwd=tmp_path)
+    finally:
+        away.rename(root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done before, out") == 4
+
+
 @pytest.mark.slow
 def test_another_seed_makes_rl_and_win_rate_only(files, finished):
     root, _ = finished
@@ -166,6 +180,11 @@ def test_sft_alone_says_that_it_is_done(files, finished):
         (["--sft_config", "missing.yaml"], "--config 'missing.yaml' is not a file"),
         (["--resume_from_checkpoint", "out"], "the chain goes on by itself"),
         (["--critic_from_reward_model", "--algorithm", "grpo"], "critic_from_reward_model needs a critic"),
+        (["--num_train_prompts", "1000000"], "rows, fewer than the 1000000 asked for"),
+        (
+            ["--reward_model_name_or_path", "embedded/sentiment-reward", "--critic_from_reward_model"],
+            "--critic_from_reward_model: ",
+        ),
         (["--dataset_test_split", "nothing"], "dataset_test_split of documentation must be one of"),
         (["--num_win_rate_prompts", "1"], "num_win_rate_prompts must be at least 2"),
         (["--win_rate_temperature", "-1"], "win_rate_temperature must be at least 0"),
