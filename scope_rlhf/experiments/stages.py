@@ -22,6 +22,8 @@ from scope_rlhf.runtime import is_main_process
 from scope_rlhf.runtime.files import content_digest, json_line, write_json
 
 STAGE_FILE = "stage.json"
+# Raised with every change of what a stage makes or records, so that no stage is taken for one of other code.
+STAGE_VERSION = 2
 # Settings that say nothing about what a stage produces.
 NO_INPUT = frozenset(
     (
@@ -49,9 +51,9 @@ class Stage:
 
 
 def stage_inputs(*settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """All settings but those of NO_INPUT, `more`, and the version of this package, as JSON has them."""
+    """All settings but those of NO_INPUT, `more`, STAGE_VERSION and the version of this package, as JSON has them."""
     merged = {name: value for part in settings for name, value in part.items() if name not in NO_INPUT}
-    return json.loads(json_line({**merged, **more, "scope_rlhf": __version__}))
+    return json.loads(json_line({**merged, **more, "scope_rlhf": __version__, "stage_version": STAGE_VERSION}))
 
 
 def stage_folder(root: str | Path, name: str, inputs: dict[str, Any]) -> Path:

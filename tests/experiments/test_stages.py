@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from scope_rlhf.experiments import stages
 from scope_rlhf.experiments.stages import (
     STAGE_FILE,
     model_identity,
@@ -72,3 +73,10 @@ def test_a_local_model_is_known_by_its_content_wherever_it_lies_and_a_hub_name_b
     assert model_identity(str(tmp_path / "b")) == before
     (tmp_path / "b" / "config.json").write_text('{"n_layer": 2}')
     assert model_identity(str(tmp_path / "b")) != before
+
+
+def test_a_stage_that_other_code_has_recorded_is_not_taken_for_a_finished_one(monkeypatch):
+    """Was: KeyError of a figure that the earlier code did not record."""
+    before = stage_inputs({"seed": 1})
+    monkeypatch.setattr(stages, "STAGE_VERSION", stages.STAGE_VERSION + 1)
+    assert stage_folder("out", "reward", stage_inputs({"seed": 1})) != stage_folder("out", "reward", before)
