@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from scope_rlhf.metrics import interval_over_runs
 from scope_rlhf.reports.markdown import markdown_table
+from scope_rlhf.reports.win_rate import plot_win_rates
 from scope_rlhf.runtime import write_text
 from scope_rlhf.runtime.files import read_json_lines
 
@@ -81,7 +82,18 @@ def main() -> None:
     ]
     text = markdown_table(HEADER, rows) + "\n\n" + markdown_table(("objective", "seed", *HEADER[1:]), every)
     write_text(args.output_dir / f"tldr_{args.algorithm}.md", text + "\n")
+    draw(args.output_dir, args.algorithm, args.objectives, args.seeds)
     Console().print(table, args.output_dir / f"tldr_{args.algorithm}.md")
+
+
+def draw(root: Path, algorithm: str, objectives: list[str], seeds: list[int]) -> None:
+    """Every run's win rate over SFT, with and without length control, as a picture."""
+    summaries = []
+    for objective in objectives:
+        for seed in seeds:
+            found = results(root, f"winrate-{algorithm}-{objective}-{seed}")[1]["comparisons"][0]
+            summaries.append({**found, "system_a": {**found["system_a"], "name": f"{objective}, seed {seed}"}})
+    plot_win_rates(summaries, root / f"tldr_{algorithm}.png")
 
 
 def results(root: Path, stage: str) -> tuple[Path, dict[str, Any]]:
