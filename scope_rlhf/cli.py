@@ -84,10 +84,12 @@ advantages and critic
 PROMPTS_HELP = """\
 prompts (those of a file of completions, where there is one)
   --dataset_name NAME               documentation (embedded), Hub name such as trl-lib/tldr, file or folder
-  --dataset_test_split NAME         --num_prompts N   --max_prompt_length N
+  --dataset_test_split NAME         default: validation (documentation: its part eval)
+  --num_prompts N                   default: 256 of a dataset, all of a file; 0: all
+  --max_prompt_length N             tokens, default 192; a longer prompt of a dataset ends at its last line that fits
 
 completions of models
-  --max_new_tokens N                --temperature X, 0 is greedy
+  --max_new_tokens N                default 48             --temperature X, default 0: greedy
   --batch_size N                    --dtype float32|bfloat16|float16|auto
 
 run

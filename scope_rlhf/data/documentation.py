@@ -19,6 +19,7 @@ summary or a run of NEAR_DUPLICATE words are near duplicates: those outside the 
 
 import ast
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -132,14 +133,23 @@ def read_package(package: str) -> Iterator[tuple[str, str, str]]:
         if _LEFT_OUT & set(parts) or parts[-1].startswith("test_"):
             continue
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-                tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue  # templates and files for another Python
-        for name, docstring in _docstrings(tree):
+        for name, docstring in _read_file(file):
             yield module, f"{module}.{name}", docstring
+
+
+def _read_file(file: Path) -> list[tuple[str, str]]:
+    """(name, docstring) of what a file defines; nothing of templates and files for another Python."""
+    collecting = gc.isenabled()
+    gc.disable()  # a syntax tree has no cycles, and beside a loaded torch collections took more than half of the time
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            return list(_docstrings(ast.parse(file.read_text(encoding="utf-8"))))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return []
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _docstrings(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, str]]:

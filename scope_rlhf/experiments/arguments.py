@@ -108,7 +108,8 @@ def parse_settings(
     ValueError for a key or a flag that none of the classes has; abbreviated flags are such.
     """
     parser = TrlParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
-    unused = parser.set_defaults_with_config(**defaults)
+    # Left to transformers, its quiet messages (quiet_libraries) would take the progress line with them.
+    unused = parser.set_defaults_with_config(**{"disable_tqdm": False, **defaults})
     if unused:
         raise ValueError(f"defaults that no setting takes: {unused}")
     _set_from_config(parser, config, str(config_file))

@@ -11,6 +11,8 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from scope_rlhf.evaluation.rewards import Scored, Scorers, score_policy, score_system, summarise
 from scope_rlhf.experiments.systems import (
@@ -18,17 +20,17 @@ from scope_rlhf.experiments.systems import (
     Systems,
     check_prompt_arguments,
     default_device,
+    distinct_names,
     input_version,
     is_model,
     keep_config,
     load_model,
     option,
     parse,
-    system_name,
 )
 from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.reports.over_optimisation import plot_over_optimisation
-from scope_rlhf.reports.rewards import SUMMARY_FILE, write_rewards_report
+from scope_rlhf.reports.rewards import SUMMARY_FILE, mean_rows, write_rewards_report
 from scope_rlhf.runtime import RunFolder
 from scope_rlhf.runtime.files import write_json
 
@@ -78,6 +80,11 @@ def run(arguments: EvaluateArguments) -> dict[str, Any] | None:
         if arguments.systems:
             summary = _evaluate(arguments, folder, console)
             written += write_rewards_report(folder)
+            header, *rows = mean_rows(summary)
+            table = Table(*map(escape, header), title=f"{summary['prompts']} prompts")
+            for row in rows:
+                table.add_row(*map(escape, row))
+            console.print(table)
         console.print("   ".join(str(file) for file in written), markup=False, highlight=False, soft_wrap=True)
     return summary
 
@@ -95,6 +102,9 @@ def check_arguments(arguments: EvaluateArguments) -> None:
         raise ValueError(f"--names has {len(names)} names for {len(systems)} systems; give one for each.")
     if names is not None and len(set(names)) < len(names):
         raise ValueError(f"--names must be different ones, got {' '.join(names)}.")
+    for run in arguments.run_dir or []:
+        if not RunFolder(run).metrics_file.is_file():
+            raise ValueError(f"--run_dir={run!r} is no run folder: it has no {RunFolder(run).metrics_file.name}.")
     for name in systems:
         if is_model(name):
             input_version(name, "--systems")
@@ -110,7 +120,7 @@ def _models(arguments: EvaluateArguments) -> list[str]:
 def _evaluate(arguments: EvaluateArguments, folder: Path, console: Console) -> dict[str, Any]:
     given = arguments.systems or []
     sources = {f"systems_{number}": source for number, source in enumerate(given)}
-    names = dict(zip(sources, arguments.names or _distinct_names(given), strict=True))
+    names = dict(zip(sources, arguments.names or distinct_names(given), strict=True))
     inputs = {**sources, **{name: getattr(arguments, name) for name in _models(arguments)}}
     keep_config(folder, arguments, inputs, ("batch_size", "run_dir"))
     systems = Systems(arguments, sources, names, folder)
@@ -128,7 +138,7 @@ def _evaluate(arguments: EvaluateArguments, folder: Path, console: Console) -> d
             scorers[scorer] = RewardScorer.from_pretrained(
                 name, setting=f"--{scorer}_model_name_or_path", device=default_device(), batch_size=arguments.batch_size
             )
-            used[label] = name
+            used[label] = scorers[scorer].describe(name)
     reference = None
     if arguments.reference_model_name_or_path is not None:
         name = arguments.reference_model_name_or_path
@@ -175,12 +185,3 @@ def _score(
         scored = score_system(system, scorers, model, tokenizer, temperature, arguments.batch_size)
     write_json(kept, scored.as_json())
     return scored
-
-
-def _distinct_names(sources: Sequence[str]) -> list[str]:
-    """Names of files or folders, in full where two would be the same."""
-    short = [system_name(source) for source in sources]
-    return [
-        s if short.count(s) == 1 else f"{source} ({i})"
-        for i, (s, source) in enumerate(zip(short, sources, strict=True))
-    ]

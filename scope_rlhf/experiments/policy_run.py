@@ -67,13 +67,14 @@ def run_policy(
 ) -> Path:
     """Train and measure; returns the run folder. ValueError for what cannot work, before anything is trained.
 
-    alone: whether nothing comes after it: the model is pushed, and trackers and process group are ended.
+    alone: whether nothing comes after it: the model is pushed, and trackers and process group are ended. A stage is not
+    alone; its folder says by a hash that a resumed run has the same settings, also where models have moved.
     """
     if script.num_threads:
         torch.set_num_threads(script.num_threads)
     console = Console(quiet=training.process_index != 0)
     resumed = find_checkpoint(training)
-    if resumed is not None:
+    if resumed is not None and alone:
         check_same_run(Path(resumed).parent, _arguments(script, policy, training), console)
     _check_names(task, script, policy, training)
     if training.hub_model_id:
@@ -146,7 +147,10 @@ def run_policy(
         model_dir = folder.path / "model"
         trainer.save_model(str(model_dir))
         if trainer.is_world_process_zero():
-            _write_results(folder, task, script, training, before, after, time.perf_counter() - started, trained)
+            named = zip((task.reward, task.judge), task.labels, strict=True)
+            labels = {name: scorers[name].describe(label) for name, label in named if name in scorers}
+            seconds = time.perf_counter() - started
+            _write_results(folder, task, script, training, labels, before, after, seconds, trained)
             tokenizer.save_pretrained(model_dir)
             _name_the_base(model_dir, policy.model_name_or_path)
             if find_panels(folder.read_metrics()):
@@ -277,14 +281,12 @@ def _write_results(
     task: Task,
     script: RunArguments,
     training: ScopeGRPOConfig,
+    labels: dict[str, str],
     before: list[Sample],
     after: list[Sample],
     seconds: float,
     trained: float,
 ) -> None:
-    labels = {task.reward: task.labels[0]}
-    if script.judge_model_name_or_path.lower() != "none":
-        labels[task.judge] = task.labels[1]
     metrics = compare_samples(before, after, labels)
     short = {task.reward: "reward", task.judge: "judge"}
     folder.write_evaluation(

@@ -23,7 +23,7 @@ from scope_rlhf.runtime.files import content_digest, json_line, write_json
 
 STAGE_FILE = "stage.json"
 # Raised with every change of what a stage makes or records, so that no stage is taken for one of other code.
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 # Settings that say nothing about what a stage produces.
 NO_INPUT = frozenset(
     (

@@ -91,8 +91,20 @@ def is_model(source: str) -> bool:
 
 
 def system_name(source: str) -> str:
-    """What results call a system: the name of its file or folder."""
-    return Path(source).stem if is_file(source) else Path(source).name
+    """What results call a system: the name of its file or folder; of the folder `model` of a run, the run's."""
+    path = Path(source)
+    if is_file(source):
+        return path.stem
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def distinct_names(sources: Sequence[str]) -> list[str]:
+    """Names of files or folders, in full where two would be the same."""
+    short = [system_name(source) for source in sources]
+    return [
+        s if short.count(s) == 1 else f"{source} ({i})"
+        for i, (s, source) in enumerate(zip(short, sources, strict=True))
+    ]
 
 
 def input_version(name: str, setting: str) -> str | None:
@@ -196,7 +208,7 @@ class Systems:
         dataset does not have.
         """
         if self._references is None:
-            data = self._load(None)
+            data = self._load()
             self._references = dict(zip(data["prompt"], data["completion"], strict=True))
         found = [find_reference(prompt, self._references) for prompt in self.prompts]
         missing = [prompt for prompt, text in zip(self.prompts, found, strict=True) if text is None]
@@ -218,23 +230,34 @@ class Systems:
         return System(system.name, system.prompts[:number], texts[:number], ended, system.decoding)
 
     def _dataset_prompts(self) -> list[str]:
-        """The prompts that every model here takes: cut by the tokenizer of each in turn."""
-        number = self.arguments.num_prompts
-        prompts = list(self._load(NUM_PROMPTS if number is None else number or None)["prompt"])
-        for key, source in self.sources.items():
-            if is_model(source):
-                tokenizer = _explain(f"--{key}", lambda source=source: load_policy_tokenizer(_policy(source)))
-                prompts = [cut_prompt(prompt, tokenizer, self.arguments.max_prompt_length) for prompt in prompts]
-        if len(set(prompts)) < len(prompts):
-            raise ValueError(
-                f"{len(prompts) - len(set(prompts))} prompts are the same once they are cut to "
-                f"{self.arguments.max_prompt_length} tokens; raise --max_prompt_length."
-            )
-        return prompts
-
-    def _load(self, number: int | None) -> Any:
+        """The first prompts that every model here takes, cut by the tokenizer of each in turn. One that is the same as
+        an earlier one once it is cut is passed over.
+        """
         a = self.arguments
-        return load_tldr(a.dataset_name, "eval", split=a.dataset_test_split, num_rows=number, seed=a.seed)
+        number = NUM_PROMPTS if a.num_prompts is None else a.num_prompts
+        tokenizers = [
+            _explain(f"--{key}", lambda source=source: load_policy_tokenizer(_policy(source)))
+            for key, source in self.sources.items()
+            if is_model(source)
+        ]
+        data, found = self._load(), {}
+        for prompt, completion in zip(data["prompt"], data["completion"], strict=True):
+            for tokenizer in tokenizers:
+                prompt = cut_prompt(prompt, tokenizer, a.max_prompt_length)
+            found.setdefault(prompt, completion)
+            if len(found) == number:
+                break
+        if a.num_prompts and len(found) < number:
+            raise ValueError(
+                f"--dataset_name={a.dataset_name!r} has {len(found)} prompts that differ once they are cut to "
+                f"{a.max_prompt_length} tokens, fewer than the {number} of --num_prompts."
+            )
+        self._references = found
+        return list(found)
+
+    def _load(self) -> Any:
+        a = self.arguments
+        return load_tldr(a.dataset_name, "eval", split=a.dataset_test_split, seed=a.seed)
 
 
 def space_completion(prompt: str, completion: str) -> str:

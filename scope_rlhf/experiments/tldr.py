@@ -4,7 +4,7 @@ Each stage has a folder of its own below the output folder, named by the hash of
 where it is done: another objective or seed of RL uses the same SFT model, reward model and judge.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from scope_rlhf.reports.win_rate import write_win_rate_report
 from scope_rlhf.runtime import RunFolder, is_main_process
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.prompts import check_batches
 
 SFT, RL, REFERENCES = "sft", "rl", "references"
 PAIRINGS = ((RL, SFT), (RL, REFERENCES), (SFT, REFERENCES))
@@ -60,7 +61,7 @@ def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) 
     settings = _stage_settings(script, policy, training)
     if script.dataset_name == EMBEDDED_DOCUMENTATION:
         all_documentation()  # read once, with a progress line, before the first stage
-    _check_prompts(script)
+    _check_prompts(script, training)
     stages: dict[str, Stage] = {}
     models = {SFT: script.sft_model_name_or_path}
     if not models[SFT]:
@@ -116,7 +117,7 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
         if not embedded:
             given["dataset_train_split"] = script.dataset_train_split
             given["dataset_test_split"] = script.dataset_test_split or None
-        found["sft"] = parse_sft(_config(script.sft_config), given=given)
+        found["sft"] = _parse(parse_sft, script.sft_config, "--sft_config", given)
         config = find_model(base, "--model_name_or_path", revision=policy.model_revision)[1]
         check_positions(base, config, script.max_prompt_length, training.max_completion_length or 0)
     pairs = script.preference_dataset_name or (EMBEDDED_DOCUMENTATION if embedded else "trl-lib/tldr-preference")
@@ -127,8 +128,9 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
             if role == "reward" and script.critic_from_reward_model:
                 _check_tokenizers(path, replace(policy, model_name_or_path=script.sft_model_name_or_path or base))
         elif not name:
-            config = script.judge_config or script.reward_config if role == "judge" else script.reward_config
-            found[role] = parse_reward(_config(config), given={**common, "dataset_name": pairs, "role": role})
+            setting = "judge_config" if role == "judge" and script.judge_config else "reward_config"
+            given = {**common, "dataset_name": pairs, "role": role}
+            found[role] = _parse(parse_reward, getattr(script, setting), f"--{setting}", given)
             if found[role][0].dataset_name != EMBEDDED_DOCUMENTATION:
                 human_pairs(found[role][0], found[role][2].seed, "--preference_dataset_name")
     if script.reward_model_name_or_path == "none":
@@ -138,9 +140,10 @@ def _stage_settings(script: TldrArguments, policy: PolicyConfig, training: Scope
     return found
 
 
-def _check_prompts(script: TldrArguments) -> None:
+def _check_prompts(script: TldrArguments, training: ScopeGRPOConfig) -> None:
     """ValueError where the prompts of RL or of its evaluation are missing or too few: at once, not after SFT."""
-    load_tldr(script.dataset_name, "train", split=script.dataset_train_split, num_rows=script.num_train_prompts)
+    train = load_tldr(script.dataset_name, "train", split=script.dataset_train_split, num_rows=script.num_train_prompts)
+    check_batches(train, training)
     load_tldr(script.dataset_name, "eval", split=script.dataset_test_split)
 
 
@@ -158,8 +161,12 @@ def _check_tokenizers(reward_model: str, policy: PolicyConfig) -> None:
         )
 
 
-def _config(file: str | None) -> list[str]:
-    return [] if file is None else ["--config", file]
+def _parse(parse: Callable[..., Any], file: str | None, setting: str, given: dict[str, Any]) -> Any:
+    """A stage's settings; what is wrong in its file is said of the flag that named the file."""
+    try:
+        return parse([] if file is None else ["--config", file], given=given)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--config ", f"{setting} ")) from error
 
 
 def load_prompts(script: Any, training: ScopeGRPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
@@ -292,7 +299,8 @@ def run_win_rate(
             scorer = RewardScorer.from_pretrained(
                 models["judge"], setting="--judge_model_name_or_path", output=TASK.output
             )
-            judge = RewardJudge(scorer, f"held-out judge ({judge_identity})" if "judge" in stages else models["judge"])
+            name = f"held-out judge ({judge_identity})" if "judge" in stages else models["judge"]
+            judge = RewardJudge(scorer, scorer.describe(name))
             summaries, folders = [], []
             for a, b in PAIRINGS:
                 result = compare(systems[a], systems[b], judge, seed=script.eval_seed)

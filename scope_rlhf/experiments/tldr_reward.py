@@ -219,7 +219,7 @@ def train_reward(
             "synthetic": any(kind in SYNTHETIC_KINDS for kind in held_out["kind"]),
             "seed": training.seed,
         }
-        trainer.save_scorer(folder / "model")
+        trainer.save_scorer(folder / "model", results["synthetic"])
         if is_main_process():
             title = f"{script.role}: {len(held_out)} held-out pairs" + (", synthetic" if results["synthetic"] else "")
             plot_calibration(margins, folder / "calibration.png", title)

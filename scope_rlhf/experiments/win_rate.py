@@ -25,12 +25,12 @@ from scope_rlhf.experiments.systems import (
     Systems,
     check_prompt_arguments,
     default_device,
+    distinct_names,
     input_version,
     is_model,
     keep_config,
     option,
     parse,
-    system_name,
 )
 from scope_rlhf.hub import explain_model_errors
 from scope_rlhf.models.embedded import resolve_model_path
@@ -89,7 +89,8 @@ def run(arguments: WinRateArguments) -> WinRateResult:
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path(arguments.output_dir or f"runs/winrate/{now}")
     sources = {f"system_{side}": str(getattr(arguments, f"system_{side}")) for side in ("a", "b")}
-    names = {key: getattr(arguments, key.replace("system", "name")) or system_name(s) for key, s in sources.items()}
+    short = dict(zip(sources, distinct_names(list(sources.values())), strict=True))
+    names = {key: getattr(arguments, key.replace("system", "name")) or short[key] for key in sources}
     inputs = dict(sources)
     for judge_model in ("judge_model_name_or_path", "judge_pipeline"):
         if getattr(arguments, judge_model) is not None:
@@ -152,7 +153,7 @@ def make_judge(arguments: WinRateArguments, folder: Path) -> Judge:
         scorer = RewardScorer.from_pretrained(
             name, setting="--judge_model_name_or_path", device=default_device(), batch_size=arguments.batch_size
         )
-        return RewardJudge(scorer, name, arguments.tie_margin)
+        return RewardJudge(scorer, scorer.describe(name), arguments.tie_margin)
     if arguments.judge_function is not None:
         return load_function_judge(arguments.judge_function)
     if arguments.judge_pipeline is not None:

@@ -13,7 +13,7 @@ from scope_rlhf.models.loading import is_adapter
 
 OUTPUTS = ("probability", "logit")
 # Settings in the config of a reward model.
-END_TOKEN, OFFSET = "reward_end_token", "reward_offset"
+END_TOKEN, OFFSET, SYNTHETIC = "reward_end_token", "reward_offset", "reward_synthetic_pairs"
 # Names of the rewarded class where none is given; lvwerra/distilbert-imdb calls it LABEL_1 or POSITIVE.
 POSITIVE_LABELS = ("positive", "pos", "label_1")
 
@@ -25,9 +25,10 @@ class RewardScorer:
     A model with a single logit is a scalar reward model and gives that logit under both. A text longer than
     max_length tokens loses its beginning, because a completion stands at the end.
 
-    A reward model of trainers.reward carries two more settings in its config: with END_TOKEN every text gets the
+    A reward model of trainers.reward carries three more settings in its config: with END_TOKEN every text gets the
     tokenizer's end token, at which the model was trained to score; OFFSET, the mean score of reference completions, is
-    subtracted, so that a score of 0 is a completion as good as these.
+    subtracted, so that a score of 0 is a completion as good as these; SYNTHETIC says that no person compared its
+    training pairs.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class RewardScorer:
         self.output = output
         self.end_token = bool(getattr(model.config, END_TOKEN, False))
         self.offset = float(getattr(model.config, OFFSET, 0.0))
+        self.synthetic = bool(getattr(model.config, SYNTHETIC, False))
         if self.end_token and tokenizer.eos_token_id is None:
             raise ValueError(f"the reward model scores at an end token ({END_TOKEN}), and its tokenizer has none")
         tokenizer.truncation_side = "left"
@@ -130,6 +132,10 @@ class RewardScorer:
         if self.tokenizer.chat_template:
             return self([self.tokenizer.apply_chat_template(t, tokenize=False) for t in talks], False).tolist()
         return self(["\n".join(str(message["content"]) for message in talk) for talk in talks]).tolist()
+
+    def describe(self, name: str) -> str:
+        """What tables call it: the name and, where it is so, that it was trained on synthetic pairs."""
+        return f"{name} (trained on synthetic pairs)" if self.synthetic else name
 
     def as_reward_function(self, name: str = "sentiment_reward") -> Callable[..., list[float]]:
         """`reward` as a function of its own name, which is what TRL's metrics are called after."""

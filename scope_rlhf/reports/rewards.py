@@ -32,13 +32,11 @@ def write_rewards_report(folder: str | Path) -> list[Path]:
 def rewards_markdown(summary: dict[str, Any]) -> str:
     """Means, differences to the baseline, and quantiles; one column for each system."""
     systems, names = summary["systems"], _metric_names(summary)
-    header = ["", *(escape_cell(s["name"]) for s in systems)]
+    header, *means = ([escape_cell(cell) for cell in row] for row in mean_rows(summary))
     percent = f"{100 * summary['confidence']:g} %"
-    means, differences, quantiles = [], [], []
-    for name in names:
+    differences, quantiles = [], []
+    for name, (label, *_) in zip(names, means, strict=True):
         found = [s["metrics"].get(name) for s in systems]
-        label = escape_cell(next(m["label"] for m in found if m))
-        means.append([label, *(_mean(m) for m in found)])
         if any(m and m["difference"] for m in found[1:]):
             differences.append([label, *(_difference(m) for m in found[1:])])
         if name != "eos_rate" and any(m and m["quantiles"] for m in found):  # a share has no spread of its own
@@ -65,6 +63,15 @@ def rewards_markdown(summary: dict[str, Any]) -> str:
         *(escape_cell(note) for note in summary.get("notes", [])),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def mean_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """The names of the systems, then for each metric its label and every system's mean with its interval."""
+    rows = [["", *(s["name"] for s in summary["systems"])]]
+    for name in _metric_names(summary):
+        found = [s["metrics"].get(name) for s in summary["systems"]]
+        rows.append([next(m["label"] for m in found if m), *(_mean(m) for m in found)])
+    return rows
 
 
 def plot_rewards(summary: dict[str, Any], path: str | Path) -> Path:

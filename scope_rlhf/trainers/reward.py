@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from scope_rlhf.hub import explain_model_errors
 from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.loading import LORA_TARGETS, is_adapter
-from scope_rlhf.models.reward import END_TOKEN, OFFSET, RewardScorer
+from scope_rlhf.models.reward import END_TOKEN, OFFSET, SYNTHETIC, RewardScorer
 
 PAD = "<|pad|>"
 
@@ -70,12 +70,18 @@ class ScopeRewardTrainer(RewardTrainer):
         longest = min(args.max_length or 10**6, getattr(model.config, "max_position_embeddings", None) or 10**6)
         return RewardScorer(model, tokenizer, batch_size=batch_size, max_length=longest if longest < 10**6 else None)
 
-    def save_scorer(self, folder: str | Path) -> None:
-        """Model and tokenizer as RewardScorer.from_pretrained takes them: an adapter is merged into its base first."""
+    def save_scorer(self, folder: str | Path, synthetic: bool = False) -> None:
+        """Model and tokenizer as RewardScorer.from_pretrained takes them: an adapter is merged into its base first.
+
+        synthetic: no person has compared the pairs; it is kept in the config, and every result then says so.
+        """
+        setattr(self._classifier().config, SYNTHETIC, synthetic)
         model: Any = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):
             settings = {
-                name: getattr(model.config, name) for name in (END_TOKEN, OFFSET) if hasattr(model.config, name)
+                name: getattr(model.config, name)
+                for name in (END_TOKEN, OFFSET, SYNTHETIC)
+                if hasattr(model.config, name)
             }
             model = model.merge_and_unload()
             model.config.update(settings)

@@ -121,7 +121,7 @@ def test_bad_input_is_one_paragraph_that_says_what_to_do(made, tmp_path, capsys)
         (["--systems", str(tmp_path / "nowhere")], "--systems='.*nowhere'"),
         (["--systems", str(made / "given.jsonl"), "--judge_model_name_or_path", str(made / "sft")],
          "--judge_model_name_or_path=.* is no trained classifier"),
-        (["--run_dir", str(tmp_path / "no-run")], "no-run"),
+        (["--run_dir", str(tmp_path / "no-run")], "--run_dir='.*no-run' is no run folder: it has no metrics.jsonl"),
         (["--systems", str(made / "given.jsonl"), "--confidence", "2"], "confidence must lie strictly between"),
         (["--system", str(made / "given.jsonl")], "what no setting takes: --system .*did you mean --systems?"),
     ]  # fmt: skip

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 
+from scope_rlhf.experiments import imdb_arguments
 from scope_rlhf.experiments.arguments import parse_arguments
+from scope_rlhf.experiments.policy_run import quiet_libraries
 from scope_rlhf.experiments.tldr_arguments import EMBEDDED_CRITICS, EXPERIMENT
 from scope_rlhf.experiments.tldr_reward import parse_reward
 from scope_rlhf.experiments.tldr_sft import parse_sft
@@ -24,6 +27,20 @@ def test_no_arguments_but_algorithm_and_objective_are_the_embedded_run(algorithm
     assert script.dataset_name == "documentation" and policy.model_name_or_path == "embedded/documentation-gpt2"
     assert policy.use_peft and training.objective == objective and training.temperature == 0.7
     assert script.max_prompt_length + training.max_completion_length <= 256
+
+
+def test_training_has_a_progress_line_although_transformers_is_quiet():
+    """Was: transformers turned it off for the messages that quiet_libraries had turned off."""
+    before = transformers.logging.get_verbosity()
+    quiet_libraries()
+    try:
+        for experiment in (EXPERIMENT, imdb_arguments.EXPERIMENT):
+            assert parse_arguments(experiment, [])[2].disable_tqdm is False
+        assert parse_reward([])[2].disable_tqdm is False and parse_sft([])[2].disable_tqdm is False
+        assert parse_sft(["--disable_tqdm", "true"])[2].disable_tqdm is True
+    finally:
+        transformers.logging.set_verbosity(before)
+        transformers.logging.enable_progress_bar()
 
 
 def test_ppo_is_the_default_and_every_critic_has_its_support():

@@ -17,8 +17,9 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from scope_rlhf.cli import WINRATE_HELP, main
 from scope_rlhf.evaluation.completions import read_system
-from scope_rlhf.experiments.systems import find_reference, shuffle_references, space_completion
+from scope_rlhf.experiments.systems import distinct_names, find_reference, shuffle_references, space_completion
 from scope_rlhf.models.reward import RewardScorer
+from scope_rlhf.runtime.files import read_json_lines
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 from tests.trainers.makers import save_reward_model
 
@@ -165,6 +166,28 @@ def test_the_reference_of_a_cut_prompt_is_that_of_the_only_post_that_begins_so()
     assert find_reference("POST: one two\n\nTL;DR:", references) == " a"
     assert find_reference("POST: one\n\nTL;DR:", references) is None  # both
     assert find_reference("POST: five\n\nTL;DR:", references) is None
+
+
+def test_models_of_two_runs_are_called_after_their_runs():
+    """Was: "model against model"."""
+    assert distinct_names(["runs/ppo-1/model", "runs/sft/model"]) == ["ppo-1", "sft"]
+    assert distinct_names(["model", "a.jsonl"]) == ["model", "a"]
+    assert distinct_names(["x/sft", "y/sft"]) == ["x/sft (0)", "y/sft (1)"]
+
+
+def test_posts_that_only_differ_behind_the_cut_are_one_prompt(made, tmp_path, capsys):
+    """Was: an error, where the chain measures the same prompts without one."""
+    tail = "good " * 60
+    rows = [{"prompt": f"POST: the film\n{tail}{n}\n\nTL;DR:", "completion": f"s{n}"} for n in range(3)]
+    rows += [{"prompt": f"POST: cast {word}\n\nTL;DR:", "completion": word} for word in WORDS]
+    data = tmp_path / "posts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--dataset_name", data, "--num_prompts"]
+    assert winrate(made, tmp_path / "out", *flags, "9", b="references") == 0
+    pairs = {row["prompt"]: row["b"] for row in read_json_lines(tmp_path / "out" / "pairs.jsonl")}
+    assert len(pairs) == 9 and pairs["POST: the film\n\nTL;DR:"].startswith(" s")
+    assert winrate(made, tmp_path / "more", *flags, "10", b="references") == 2
+    assert "has 9 prompts that differ once they are cut to 40 tokens, fewer than the 10" in capsys.readouterr().err
 
 
 def test_completions_of_files_stand_one_space_behind_the_cue():

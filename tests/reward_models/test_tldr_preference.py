@@ -60,4 +60,5 @@ def test_both_roles_train_on_parts_that_share_no_page_and_say_that_pairs_are_syn
         assert "**The pairs are synthetic**" in card and "No person has compared them" in card
         scorer = RewardScorer.from_pretrained(str(folder / "model"))
         assert scorer.end_token and scorer.offset == pytest.approx(results["offset"])
+        assert scorer.describe("judge") == "judge (trained on synthetic pairs)"  # what every result calls it
     assert "(synthetic pairs)" in capsys.readouterr().out
