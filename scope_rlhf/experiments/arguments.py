@@ -40,7 +40,9 @@ class RunArguments:
         metadata={"help": "Training prompts kept back to measure while training, where eval_strategy asks for it."},
     )
     eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's sampling."})
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of torch; default: all cores, or OMP_NUM_THREADS."}
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ measures.
 
 import copy
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import psutil
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
@@ -70,8 +72,7 @@ def run_policy(
     alone: whether nothing comes after it: the model is pushed, and trackers and process group are ended. A stage is not
     alone; its folder says by a hash that a resumed run has the same settings, also where models have moved.
     """
-    if script.num_threads:
-        torch.set_num_threads(script.num_threads)
+    set_threads(script.num_threads)
     console = Console(quiet=training.process_index != 0)
     resumed = find_checkpoint(training)
     if resumed is not None and alone:
@@ -194,6 +195,26 @@ def quiet_callbacks(trainer: Any, run: RunFolder) -> None:
         trainer.remove_callback(default)
     trainer.add_callback(ProgressLine())
     trainer.add_callback(MetricsFile(run))
+
+
+def set_threads(number: int | None) -> None:
+    """torch's CPU threads. None leaves them as they are, unless `accelerate launch` has started one process on CPUs and
+    has itself taken one thread for it, which it does where OMP_NUM_THREADS is not set: then all cores.
+    """
+    if number is None and not torch.accelerator.is_available() and _launcher_took_one_thread():
+        number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if number is not None:
+        torch.set_num_threads(number)
+
+
+def _launcher_took_one_thread() -> bool:
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    try:
+        return "OMP_NUM_THREADS" not in psutil.Process(os.getppid()).environ()
+    except psutil.Error:
+        return True
 
 
 def quiet_libraries() -> None:

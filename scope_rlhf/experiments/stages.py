@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +15,7 @@ from transformers import TrainingArguments
 
 from scope_rlhf import __version__
 from scope_rlhf.experiments.arguments import check_push
-from scope_rlhf.experiments.policy_run import make_hub_repository, push_model
+from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, set_threads
 from scope_rlhf.models.embedded import is_model_folder
 from scope_rlhf.runtime import is_main_process
 from scope_rlhf.runtime.files import content_digest, json_line, write_json
@@ -132,8 +131,7 @@ def run_alone(
     table: Callable[[dict[str, Any]], Table],
 ) -> int:
     """The main function of a recipe of one stage: run it, print its table, push its model; the exit status."""
-    if num_threads:
-        torch.set_num_threads(num_threads)
+    set_threads(num_threads)
     console = Console(quiet=training.process_index != 0)
     if training.hub_model_id:
         make_hub_repository(training)

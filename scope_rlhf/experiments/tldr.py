@@ -21,7 +21,14 @@ from scope_rlhf.evaluation.completions import System, describe_decoding, generat
 from scope_rlhf.evaluation.judges import RewardJudge
 from scope_rlhf.evaluation.win_rate import compare
 from scope_rlhf.experiments.arguments import parse_arguments
-from scope_rlhf.experiments.policy_run import Task, check_positions, push_model, quiet_libraries, run_policy
+from scope_rlhf.experiments.policy_run import (
+    Task,
+    check_positions,
+    push_model,
+    quiet_libraries,
+    run_policy,
+    set_threads,
+)
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs, stage_root
 from scope_rlhf.experiments.tldr_arguments import EXPERIMENT, TldrArguments
 from scope_rlhf.experiments.tldr_results import reward_table, sft_table, summary_table
@@ -54,8 +61,7 @@ def main(argv: Sequence[str], prog: str | None = None, algorithm: str | None = N
 
 def run(script: TldrArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> dict[str, Stage]:
     """The chain; name -> stage. ValueError for what cannot work, before the first stage trains."""
-    if script.num_threads:
-        torch.set_num_threads(script.num_threads)
+    set_threads(script.num_threads)
     console = Console(quiet=training.process_index != 0)
     root = stage_root(training)
     settings = _stage_settings(script, policy, training)

@@ -98,7 +98,9 @@ class RewardArguments:
         metadata={"help": "Model whose samples are rejected summaries of synthetic pairs; without it no such pairs."},
     )
     sampling_temperature: float = field(default=0.7, metadata={"help": "Temperature of these samples."})
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of torch; default: all cores, or OMP_NUM_THREADS."}
+    )
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> int:

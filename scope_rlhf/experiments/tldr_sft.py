@@ -85,7 +85,9 @@ class SftArguments:
     max_new_tokens: int = field(default=53, metadata={"help": "Tokens of a generated summary."})
     num_train_rows: int | None = field(default=None, metadata={"help": "Summaries to train on; default all."})
     num_eval_rows: int = field(default=256, metadata={"help": "Summaries for loss and ROUGE, at most."})
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads of torch; default torch's own."})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of torch; default: all cores, or OMP_NUM_THREADS."}
+    )
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> int:
