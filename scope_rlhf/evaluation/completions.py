@@ -64,11 +64,9 @@ def read_system(path: str, setting: str, name: str | None = None) -> System:
         wrong = next((i for i, text in enumerate(data[column]) if not isinstance(text, str)), None)
         if wrong is not None:
             value = data[column][wrong]
-            said = (
-                "is missing; an empty completion is an empty text, in .jsonl or .parquet"
-                if value is None
-                else (f"is no text but {value!r}")
-            )
+            said = f"is no text but {value!r}"
+            if value is None:
+                said = "is missing; an empty completion is an empty text, in .jsonl or .parquet"
             raise ValueError(f"{setting}={path!r}: {column} of row {wrong} {said}.")
     return _system(data, name or Path(path).stem, f"{setting}={path!r}")
 

@@ -329,9 +329,9 @@ def _finish(stages: dict[str, Stage], training: ScopeGRPOConfig, console: Consol
         if any("kl" in row for row in run.read_metrics()):  # GRPO without a KL term logs none
             plot_over_optimisation([run.path], run.path / "over_optimisation.png")
         write_report(run.path)
-        write_model_card(run.path, run.path / "model", load_path=training.hub_model_id)
+        write_model_card(run.path, stages["rl"].model, load_path=training.hub_model_id)
     for summary in comparisons:
         console.print(result_table(summary))
     if training.hub_model_id:
-        push_model(run.path / "model", training)
+        push_model(stages["rl"].model, training)
         console.print(f"pushed to {training.hub_model_id}")

@@ -78,7 +78,11 @@ def win_rate_section(summaries: Sequence[dict[str, Any]]) -> str:
         "Length-controlled: the rate that a logistic regression leaves at equal length. Decided pairs only: wins / "
         "(wins + losses) with its Wilson interval. Never compare across judges."
     )
-    apart = [f"{s['system_a']['name']} against {s['system_b']['name']}" for s in summaries if not s["lengths_overlap"]]
+    apart = [
+        f"{escape_cell(s['system_a']['name'])} against {escape_cell(s['system_b']['name'])}"
+        for s in summaries
+        if s.get("lengths_overlap") is False  # an earlier comparison does not say
+    ]
     if apart:
         notes += (
             f" In {', '.join(apart)} one side is nearly always the longer: its length-controlled rate extrapolates."

@@ -45,10 +45,11 @@ def evaluate(made, out, systems, *more):
     return main(["evaluate", *argv, *map(str, more)])
 
 
-def test_models_files_and_references_share_a_table_and_a_second_run_measures_nothing_again(made, tmp_path):
+def test_models_files_and_references_share_a_table_and_a_second_run_measures_nothing_again(made, tmp_path, capsys):
     systems = ["sft", "rl", "references"]
     reference = ["--reference_model_name_or_path", made / "sft", "--names", "sft", "trained", "human"]
     assert evaluate(made, tmp_path / "one", systems, *reference) == 0
+    assert "held-out judge" in capsys.readouterr().out  # the table, not only where it lies
     summary = json.loads((tmp_path / "one" / "rewards.json").read_text())
     sft, trained, human = (s["metrics"] for s in summary["systems"])
     assert summary["prompts"] == 6 and summary["notes"] == []

@@ -139,3 +139,13 @@ def test_a_folder_without_a_comparison_and_a_damaged_one_are_named(tmp_path):
     (tmp_path / "win_rate.json").write_text("{")
     with pytest.raises(ValueError, match="win_rate.json is damaged"):
         read_summary(tmp_path)
+
+
+def test_lengths_that_hardly_overlap_are_said_and_an_earlier_comparison_still_has_its_report(make_folder):
+    """Was: KeyError for a comparison that was written before it was looked at."""
+    folder = make_folder("apart", texts=["it is by far the longer one"] * 4)
+    summary = read_summary(folder)
+    assert summary["lengths_overlap"] is False
+    assert "In new against old one side is nearly always the longer" in win_rate.win_rate_section([summary])
+    for earlier in ({**summary, "lengths_overlap": True}, {k: v for k, v in summary.items() if k != "lengths_overlap"}):
+        assert "nearly always the longer" not in win_rate.win_rate_section([earlier])

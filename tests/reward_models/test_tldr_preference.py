@@ -31,7 +31,7 @@ def train(*words: str) -> None:
 
 
 def test_both_roles_train_on_parts_that_share_no_page_and_say_that_pairs_are_synthetic(
-    small_documentation, tmp_path, capsys
+    small_documentation, tmp_path, capsys, recwarn
 ):
     model, tokenizer = tmp_path / "model", tiny_tokenizer(pad=True)
     tokenizer.model_max_length = 256
@@ -61,4 +61,6 @@ def test_both_roles_train_on_parts_that_share_no_page_and_say_that_pairs_are_syn
         scorer = RewardScorer.from_pretrained(str(folder / "model"))
         assert scorer.end_token and scorer.offset == pytest.approx(results["offset"])
         assert scorer.describe("judge") == "judge (trained on synthetic pairs)"  # what every result calls it
-    assert "(synthetic pairs)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "(synthetic pairs)" in shown and "longer ones left out" in shown
+    assert not [w for w in recwarn if "pairs are longer than" in str(w.message)]  # the table says it instead
