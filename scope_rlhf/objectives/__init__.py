@@ -11,6 +11,7 @@ from scope_rlhf.objectives.catalogue import (
 from scope_rlhf.objectives.contract import CheckResult, check_objective, require_trainable
 from scope_rlhf.objectives.critics import (
     CRITICS,
+    C51Critic,
     CategoricalCritic,
     CriticLoss,
     CriticLossFunction,
@@ -28,6 +29,7 @@ __all__ = [
     "CRITICS",
     "OBJECTIVES",
     "PPO",
+    "C51Critic",
     "CategoricalCritic",
     "CheckResult",
     "ClippedObjective",

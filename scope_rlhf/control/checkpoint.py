@@ -1,0 +1,169 @@
+"""Checkpoints of a learner: whole or absent, and exact. The environments are not in them: they start new episodes.
+
+checkpoint-<step>/
+  learner.pt        weights, optimizer, counters, running statistics: the same on every process
+  process-<rank>.pt random states, noise, and the replay of DQN: each process its own
+  checkpoint.json   what it belongs to (environment, network, critic, processes); written last
+"""
+
+import json
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scope_rlhf.objectives import CriticLossFunction, check_saved_critic
+from scope_rlhf.runtime.files import write_json
+
+META = "checkpoint.json"
+
+
+def checkpoint_folders(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = {int(f.name[11:]): f for f in Path(output_dir).glob("checkpoint-*") if f.name[11:].isdigit()}
+    return [found[step] for step in sorted(found) if (found[step] / META).exists()]
+
+
+def save_checkpoint(
+    output_dir: Path,
+    step: int,
+    meta: Mapping[str, Any],
+    learner: Mapping[str, Any],
+    process: Mapping[str, Any],
+    *,
+    rank: int = 0,
+    wait: Any = None,
+    keep: int = 2,
+) -> Path:
+    """Write checkpoint-<step> beside the others, then drop the oldest beyond `keep`.
+
+    It is written under another name and renamed when it is whole: after a crash or on a full disk the earlier ones are
+    as they were. All processes call it; `wait` is their barrier.
+    """
+    folder, draft = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.tmp"
+    wait = wait or (lambda: None)
+    try:
+        if rank == 0:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        wait()
+        _write(draft / f"process-{rank}.pt", process)
+        if rank == 0:
+            _write(draft / "learner.pt", learner)
+        wait()
+        if rank == 0:
+            write_json(draft / META, {"step": step, **meta})
+            if folder.exists():  # saved by a run that was resumed from an earlier one
+                shutil.rmtree(folder)
+            draft.rename(folder)
+            for old in checkpoint_folders(output_dir)[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        wait()
+    finally:
+        if rank == 0:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write(file: Path, state: Mapping[str, Any]) -> None:
+    with file.open("wb") as target:
+        torch.save(dict(state), target)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def find_checkpoint(output_dir: Path, resume: bool, resume_from_checkpoint: str | None) -> Path | None:
+    """The folder to go on from; None for a new run.
+
+    Raises ValueError: resume without a checkpoint, a folder that is none, or a new run in a folder that has some.
+    """
+    if resume_from_checkpoint is not None:
+        folder = Path(resume_from_checkpoint)
+        if not (folder / META).is_file():
+            raise ValueError(f"resume_from_checkpoint {folder} is no whole checkpoint: it has no {META}.")
+        return folder
+    folders = checkpoint_folders(output_dir)
+    if resume:
+        if not folders:
+            raise ValueError(f"resume was asked for, but {output_dir} has no checkpoint; set --output_dir or leave it out.")
+        return folders[-1]
+    if folders or (output_dir / "metrics.jsonl").exists():
+        raise ValueError(
+            f"output_dir {output_dir} holds another run; add --resume to go on with it, or set another --output_dir."
+        )
+    return None
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """checkpoint.json. ValueError where it is damaged."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / META} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("step"), int):
+        raise ValueError(f"{folder / META} is not that of a checkpoint: it has no step.")
+    return meta
+
+
+def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any], critic: CriticLossFunction, folder: Path) -> None:
+    """ValueError where the checkpoint belongs to another algorithm, environment, network, critic, objective or number
+    of processes.
+    """
+    flags = {"algorithm": "--algorithm", "processes": "the number of processes", "network": "--network, --hidden_sizes"}
+    for key, wanted in expected.items():
+        if key == "critic":
+            continue
+        if key not in meta or meta[key] != _as_json(wanted):
+            raise ValueError(
+                f"{folder} belongs to another run: its {key} is {meta.get(key)!r}, this run has {_as_json(wanted)!r}; "
+                f"set {flags.get(key, '--' + key)} to what was saved, or start a new run in another --output_dir."
+            )
+    check_saved_critic(meta["critic"], critic, str(folder))
+
+
+def load_checkpoint(folder: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(learner, process) as saved. ValueError that names the file for a damaged one."""
+    states = []
+    for name in ("learner.pt", f"process-{rank}.pt"):
+        try:
+            states.append(torch.load(folder / name, map_location="cpu", weights_only=True))
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); set --resume_from_checkpoint to "
+                "another checkpoint."
+            ) from error
+    return states[0], states[1]
+
+
+def random_state() -> dict[str, Any]:
+    """Random states of this process: Python, numpy, torch, CUDA."""
+    version, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (version, torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on as random_state found it."""
+    version, keys, position, has_gauss, cached = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,322 @@
+"""Settings of PPO, A2C and DQN on environments. Names are CleanRL's and TRL's; every mistake is told here, by ValueError,
+before an environment starts.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from scope_rlhf.objectives import (
+    CriticLossFunction,
+    Objective,
+    make_critic_loss,
+    make_trainer_objective,
+    require_trainable,
+)
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ControlConfig:
+    """What PPO, A2C and DQN have in common. Sizes are global: num_envs is split over the processes."""
+
+    suite: str = option("classic", "atari, procgen, mujoco, box2d, classic, or gymnasium (any registered id).")
+    env: str = option("CartPole", "Name in the suite: Breakout, StarPilot, HalfCheetah, LunarLander, CartPole, ...")
+    backend: str | None = option(None, "ale, envpool or gymnasium; default: the suite's first.")
+    protocol: str | None = option(None, "Atari: v5, NoFrameskip-v4 or v0. Procgen: easy, hard or extreme.")
+    env_kwargs: dict[str, Any] | str | None = option(None, "Keywords for the environment, as JSON.")
+    episodic_life: bool | None = option(None, "Atari: a lost life ends a training episode; default: the protocol's.")
+    repeat_action_probability: float | None = option(
+        None, "Sticky actions: the last action is repeated with this probability; default: the protocol's, or 0."
+    )
+    num_envs: int = option(8, "Environments, over all processes.")
+    total_timesteps: int = option(100_000, "Steps of all environments together; an Atari step is 4 frames.")
+    seed: int = option(1, "Seed of weights, sampling, environments and noise.")
+    output_dir: str | None = option(None, "Run folder; default runs/control/<env>-<algorithm>/<time>.")
+
+    learning_rate: float = option(2.5e-4, "Learning rate.")
+    lr_scheduler_type: str = option("linear", "linear (to 0 at the end) or constant.")
+    max_grad_norm: float = option(0.5, "Clip of the gradient's norm; 0: no clip.")
+    gamma: float = option(0.99, "Discount.")
+    critic: str = option("mse", "mse, hl_gauss, two_hot, and c51 for DQN.")
+    critic_kwargs: dict[str, Any] | str | None = option(
+        None, 'Parameters of the critic as JSON, such as \'{"v_min": -10, "v_max": 10}\'.'
+    )
+    network: str | None = option(None, "nature, impala or mlp; default: nature for pixels, mlp for vectors.")
+    hidden_sizes: list[int] = option([64, 64], "Widths of the mlp.")
+    bf16: bool = option(False, "bfloat16 autocast in the network.")
+
+    clip_rewards: bool = option(False, "Train on the sign of the reward.")
+    normalize_observations: bool = option(False, "Running mean and spread of vector observations.")
+    normalize_rewards: bool = option(False, "Divide rewards by the running spread of the discounted return.")
+    reward_flip_probability: float = option(0.0, "Noise, training only: flip the sign of a reward.")
+    reward_noise_std: float = option(0.0, "Noise, training only: Gaussian, added after normalize_rewards.")
+
+    logging_steps: int = option(1, "Updates (DQN: 100 steps) between log lines.")
+    save_steps: int = option(0, "Updates (DQN: steps) between checkpoints; 0: at the end only.")
+    save_total_limit: int = option(2, "Checkpoints to keep.")
+    resume: bool = option(False, "Go on from the newest checkpoint of output_dir.")
+    resume_from_checkpoint: str | None = option(None, "Go on from this checkpoint folder.")
+    eval_steps: int = option(0, "Updates (DQN: steps) between evaluations; 0: at the end only.")
+    num_eval_episodes: int = option(20, "Episodes of an evaluation, on environments of their own; 0: none.")
+    eval_sampling: bool = option(False, "Evaluate with sampled actions in place of the most probable ones.")
+    eval_seed: int = option(10_000, "Seed of the evaluation's environments.")
+    video: str | None = option(None, "mp4 or gif: film an episode after the last evaluation.")
+    report_to: list[str] = option([], "tensorboard, wandb, trackio, beside metrics.jsonl.")
+    num_threads: int | None = option(None, "CPU threads of torch; default: all cores, or OMP_NUM_THREADS.")
+
+    def __post_init__(self) -> None:
+        for name in ("env_kwargs", "critic_kwargs", "objective_kwargs"):
+            if hasattr(self, name):
+                setattr(self, name, _json_object(name, getattr(self, name)))
+        self.report_to = [name for name in self.report_to if name != "none"]
+        self._check()
+
+    def _check(self) -> None:
+        self.at_least("num_envs", 1)
+        self.at_least("total_timesteps", 1)
+        self.at_least("seed", 0)
+        self.between("learning_rate", 0, math.inf, open_low=True)
+        self.one_of("lr_scheduler_type", ("linear", "constant"))
+        self.between("max_grad_norm", 0, math.inf)
+        self.between("gamma", 0, 1)
+        self.between("reward_flip_probability", 0, 1)
+        self.between("reward_noise_std", 0, math.inf)
+        if self.repeat_action_probability is not None:
+            self.between("repeat_action_probability", 0, 1)
+        for name in ("save_steps", "eval_steps", "num_eval_episodes", "eval_seed"):
+            self.at_least(name, 0)
+        for name in ("logging_steps", "save_total_limit"):
+            self.at_least(name, 1)
+        if self.num_threads is not None:
+            self.at_least("num_threads", 1)
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes must be widths >= 1, got {self.hidden_sizes}; set --hidden_sizes 64 64.")
+        if self.video is not None:
+            self.one_of("video", ("mp4", "gif"))
+            if not self.num_eval_episodes:
+                raise ValueError(f"video={self.video!r} films an evaluation, and num_eval_episodes is 0; set one of them.")
+        for name in self.report_to:
+            if name not in ("tensorboard", "wandb", "trackio"):
+                raise ValueError(f"report_to {name!r} is unknown; valid: tensorboard, wandb, trackio, none.")
+        if self.eval_steps and not self.num_eval_episodes:
+            raise ValueError(f"eval_steps={self.eval_steps} with num_eval_episodes=0 evaluates nothing; set one of them.")
+        if self.resume and self.resume_from_checkpoint:
+            raise ValueError("resume and resume_from_checkpoint are two ways to go on; set one of them.")
+
+    def make_critic(self) -> CriticLossFunction:
+        """The critic's loss. ValueError for an unknown one, or a support that is missing."""
+        return make_critic_loss(self.critic, **(self.critic_kwargs or {}))  # type: ignore[arg-type]
+
+    # Checks, with where to set the option in the message.
+
+    def at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}; set --{name}.")
+
+    def between(self, name: str, low: float, high: float, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high) or (
+            open_low and value == low
+        ):
+            sign = ">" if open_low else ">="
+            bound = f"a number {sign} {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+            raise ValueError(f"{name} must be {bound}, got {value!r}; set --{name}.")
+
+    def one_of(self, name: str, valid: tuple[str, ...]) -> None:
+        if getattr(self, name) not in valid:
+            raise ValueError(f"{name} must be {' or '.join(valid)}, got {getattr(self, name)!r}; set --{name}.")
+
+
+@dataclass
+class OnPolicyConfig(ControlConfig):
+    """What PPO and A2C have in common."""
+
+    objective: str = option("ppo", "See `scope-rlhf objectives`; path/to/file.py:Class for one's own.")
+    objective_kwargs: dict[str, Any] | str | None = option(None, 'Its parameters as JSON, such as \'{"alpha": 0.3}\'.')
+    num_steps: int = option(128, "Steps of each environment between updates.")
+    lam: float = option(0.95, "Lambda of generalised advantage estimation.")
+    vf_coef: float = option(0.5, "Coefficient of the critic's loss, (V - R)^2 / 2 for mse.")
+    ent_coef: float = option(0.0, "Coefficient of the entropy bonus; not with policy_entropy, which has its own.")
+    policy: str | None = option(
+        None, "categorical, binned or gaussian; default: categorical, gaussian for continuous actions."
+    )
+    bins: int = option(11, "Values of each action dimension of a binned policy.")
+    per_dimension: bool = option(False, "Treat each action dimension as a decision with a ratio of its own.")
+
+    def _check(self) -> None:
+        super()._check()
+        self.at_least("num_steps", 1)
+        self.between("lam", 0, 1)
+        self.between("vf_coef", 0, math.inf)
+        self.between("ent_coef", 0, math.inf)
+        self.at_least("bins", 2)
+        if self.critic == "c51":
+            raise ValueError(
+                "critic 'c51' needs the next state's distribution, which scalar returns do not have: with them it is "
+                "two_hot; set --critic two_hot, or use DQN."
+            )
+        if self.total_timesteps < self.num_envs * self.num_steps:
+            raise ValueError(
+                f"total_timesteps={self.total_timesteps} is less than one rollout, num_envs x num_steps = "
+                f"{self.num_envs} x {self.num_steps}; set --total_timesteps."
+            )
+        objective = self.make_objective()
+        if self.ent_coef and self.objective == "policy_entropy":
+            raise ValueError(
+                f"ent_coef={self.ent_coef} with objective policy_entropy counts the entropy twice; leave ent_coef out "
+                "and set its alpha by --objective_kwargs."
+            )
+        require_trainable(objective, ratio=self.uses_ratio, source=self.objective)
+        self.make_critic()
+
+    uses_ratio: ClassVar[bool] = True
+
+    @property
+    def num_updates(self) -> int:
+        """Rollouts of the whole run."""
+        return self.total_timesteps // (self.num_envs * self.num_steps)
+
+    def make_objective(self) -> Objective:
+        raise NotImplementedError
+
+
+@dataclass
+class PPOConfig(OnPolicyConfig):
+    """PPO: several epochs over shuffled minibatches of each rollout."""
+
+    num_ppo_epochs: int = option(4, "Passes over each rollout.")
+    num_mini_batches: int = option(4, "Minibatches, that is optimizer steps, in one pass.")
+    cliprange: float | None = option(None, "Clip of the probability ratio; default: the objective's (.2).")
+    clip_scheduler_type: str = option("constant", "linear (to 0 at the end) or constant, for both clips.")
+    cliprange_value: float | None = option(None, "Clip of the value, mse only; default: none.")
+    whiten_advantages: str = option("minibatch", "z-score the advantages over each minibatch, over the rollout, or no.")
+    target_kl: float | None = option(None, "End the epochs of a rollout once the mean approx_kl of one is above this.")
+    adam_epsilon: float = option(1e-5, "Adam's epsilon.")
+
+    def _check(self) -> None:
+        super()._check()
+        self.at_least("num_ppo_epochs", 1)
+        self.at_least("num_mini_batches", 1)
+        self.one_of("clip_scheduler_type", ("linear", "constant"))
+        self.one_of("whiten_advantages", ("minibatch", "rollout", "no"))
+        self.between("adam_epsilon", 0, math.inf, open_low=True)
+        if self.target_kl is not None:
+            self.between("target_kl", 0, math.inf, open_low=True)
+        if self.num_envs * self.num_steps < self.num_mini_batches:
+            raise ValueError(
+                f"num_mini_batches={self.num_mini_batches} is more than the {self.num_envs} x {self.num_steps} steps "
+                "of a rollout; set --num_mini_batches."
+            )
+        if self.clip_scheduler_type == "linear" and not hasattr(self.make_objective(), "clip_low"):
+            raise ValueError(
+                f"clip_scheduler_type=linear needs an objective with clip_low and clip_high; {self.objective} has none."
+            )
+        if self.cliprange_value is not None:
+            self.between("cliprange_value", 0, math.inf, open_low=True)
+
+    def make_objective(self) -> Objective:
+        return make_trainer_objective(
+            self.objective, self.objective_kwargs, epsilon=self.cliprange, names=("cliprange", "cliprange")  # type: ignore[arg-type]
+        )
+
+    def make_critic(self) -> CriticLossFunction:
+        kwargs = dict(self.critic_kwargs or {})  # type: ignore[arg-type]
+        if self.cliprange_value is not None:
+            if self.critic != "mse":
+                raise ValueError(
+                    f"cliprange_value={self.cliprange_value} given, but cross-entropy has no clip of values; leave it "
+                    f"out with critic {self.critic}."
+                )
+            kwargs["cliprange_value"] = self.cliprange_value
+        return make_critic_loss(self.critic, **kwargs)
+
+
+@dataclass
+class A2CConfig(OnPolicyConfig):
+    """A2C: one step on each short rollout, without old log-probs: objectives take their score-function form."""
+
+    num_envs: int = option(16, "Environments, over all processes.")
+    num_steps: int = option(5, "Steps of each environment between updates.")
+    learning_rate: float = option(7e-4, "Learning rate.")
+    lam: float = option(1.0, "Lambda of generalised advantage estimation; 1: n-step returns.")
+    whiten_advantages: str = option("no", "rollout (z-score over the rollout) or no.")
+    optimizer: str = option("rmsprop", "rmsprop (alpha .99) or adam.")
+    optimizer_epsilon: float = option(1e-5, "Epsilon of the optimizer.")
+
+    def _check(self) -> None:
+        super()._check()
+        self.one_of("whiten_advantages", ("rollout", "no"))
+        self.one_of("optimizer", ("rmsprop", "adam"))
+        self.between("optimizer_epsilon", 0, math.inf, open_low=True)
+
+    uses_ratio: ClassVar[bool] = False
+
+    def make_objective(self) -> Objective:
+        return make_trainer_objective(self.objective, self.objective_kwargs)  # type: ignore[arg-type]
+
+
+@dataclass
+class DQNConfig(ControlConfig):
+    """DQN with a scalar or a categorical critic. Steps are those of all environments together."""
+
+    num_envs: int = option(1, "Environments, over all processes.")
+    lr_scheduler_type: str = option("constant", "linear (to 0 at the end) or constant.")
+    max_grad_norm: float = option(10.0, "Clip of the gradient's norm; 0: no clip.")
+    hidden_sizes: list[int] = option([120, 84], "Widths of the mlp.")
+    adam_epsilon: float = option(1.5e-4, "Adam's epsilon.")
+    buffer_size: int = option(100_000, "Transitions kept, over all processes.")
+    learning_starts: int = option(10_000, "Random steps before the first update.")
+    train_frequency: int = option(4, "Steps between updates.")
+    target_update_frequency: int = option(8_000, "Steps between copies to the target network.")
+    batch_size: int = option(32, "Transitions of an update, over all processes.")
+    exploration_initial: float = option(1.0, "Probability of a random action at the start.")
+    exploration_final: float = option(0.01, "Probability of a random action after the decay.")
+    exploration_steps: int = option(250_000, "Steps of the linear decay, from learning_starts on.")
+    eval_epsilon: float = option(0.001, "Probability of a random action in evaluations.")
+    double: bool = option(False, "Double DQN: the online network chooses the next action (arXiv 1509.06461).")
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("buffer_size", "train_frequency", "target_update_frequency", "batch_size"):
+            self.at_least(name, 1)
+        for name in ("learning_starts", "exploration_steps"):
+            self.at_least(name, 0)
+        for name in ("exploration_initial", "exploration_final", "eval_epsilon"):
+            self.between(name, 0, 1)
+        self.between("adam_epsilon", 0, math.inf, open_low=True)
+        if self.buffer_size < self.batch_size:
+            raise ValueError(f"buffer_size={self.buffer_size} is less than batch_size={self.batch_size}.")
+        if self.learning_starts >= self.total_timesteps:
+            raise ValueError(
+                f"learning_starts={self.learning_starts} leaves no update in total_timesteps={self.total_timesteps}; "
+                "set --learning_starts."
+            )
+        if self.normalize_observations or self.normalize_rewards:
+            raise ValueError(
+                "normalize_observations and normalize_rewards move while a replayed transition does not; leave them "
+                "out with DQN."
+            )
+        if self.eval_sampling:
+            raise ValueError("eval_sampling is for policies; DQN has --eval_epsilon.")
+        self.make_critic()
+
+
+def _json_object(name: str, value: Any) -> dict[str, Any] | None:
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        value = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a JSON object, got {value!r}: {error}; set --{name} '{{\"key\": 1}}'.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {value!r}; set --{name} '{{\"key\": 1}}'.")
+    return value

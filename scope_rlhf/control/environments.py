@@ -1,0 +1,254 @@
+"""Environments by suite and name: Atari, Procgen, MuJoCo, Box2D, classic control, or any registered with gymnasium.
+
+`resolve_environment` checks suite, name, protocol, backend and extras without starting anything;
+`make_environments` starts them. Rewards are always the true ones: clipping, scaling and noise come later (rewards.py).
+
+| suite | default backend | others | names |
+|---|---|---|---|
+| atari | ale (ale_py.vector_env, C++) | envpool, gymnasium | Breakout, MsPacman, ... |
+| procgen | envpool | | StarPilot, CoinRun, ... |
+| mujoco | gymnasium | envpool | HalfCheetah, Hopper-v5, ... |
+| box2d | gymnasium | envpool | LunarLander, BipedalWalker, CarRacing, ... |
+| classic | gymnasium | envpool | CartPole, Acrobot, Pendulum, ... |
+| gymnasium | gymnasium | | any registered id, also module:Id-v0 |
+"""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scope_rlhf.control.atari import (
+    ATARI_PROTOCOLS,
+    AtariProtocol,
+    atari_episode_end,
+    atari_games,
+    make_atari,
+    single_atari,
+)
+from scope_rlhf.control.vector import Environments, every_end
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "atari": ("ale", "envpool", "gymnasium"),
+    "procgen": ("envpool",),
+    "mujoco": ("gymnasium", "envpool"),
+    "box2d": ("gymnasium", "envpool"),
+    "classic": ("gymnasium", "envpool"),
+    "gymnasium": ("gymnasium",),
+}
+# The packages that a suite or a backend imports, and the extra that installs them.
+_NEEDS = {
+    "atari": (("gymnasium", "ale_py"), "atari"),
+    "procgen": (("gymnasium",), "procgen"),
+    "mujoco": (("gymnasium", "mujoco"), "mujoco"),
+    "box2d": (("gymnasium", "Box2D", "pygame"), "box2d"),
+    "classic": (("gymnasium",), "classic"),
+    "gymnasium": (("gymnasium",), "classic"),
+}
+_MODULES = {"mujoco": "envs.mujoco", "box2d": "envs.box2d", "classic": "envs.classic_control"}
+PROCGEN_MODES = ("easy", "hard", "extreme")
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """A checked environment: what make_environments needs, and what the run records.
+
+    name: the backend's own id. protocol: for Atari how frames, resets and lives are treated; for Procgen the
+    distribution mode.
+    """
+
+    suite: str
+    name: str
+    backend: str
+    protocol: str | None = None
+    atari: AtariProtocol | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    envpool_id: str | None = None
+
+
+def resolve_environment(
+    suite: str,
+    name: str,
+    *,
+    backend: str | None = None,
+    protocol: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodic_life: bool | None = None,
+    repeat_action_probability: float | None = None,
+) -> EnvironmentSpec:
+    """The environment of that name, checked; nothing is started.
+
+    Raises:
+        ValueError: unknown suite, backend, protocol or name (the nearest names are suggested), or an option that the
+            suite would ignore.
+        ImportError: a package is missing; the message has the pip line.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite {suite!r} is unknown{_near(suite, SUITES)}; valid: {', '.join(SUITES)}; set --suite.")
+    backend = backend or SUITES[suite][0]
+    if backend not in SUITES[suite]:
+        raise ValueError(f"backend {backend!r} given, suite {suite} has {', '.join(SUITES[suite])}; set --backend.")
+    if not name:
+        raise ValueError(f"suite {suite} needs the name of an environment; set --env.")
+    if suite != "atari" and episodic_life is not None:
+        raise ValueError(f"episodic_life={episodic_life} given, but only suite atari has lives; leave it out.")
+    _require(suite, backend)
+    kwargs = dict(env_kwargs or {})
+    if suite == "atari":
+        return _resolve_atari(name, backend, protocol, kwargs, episodic_life, repeat_action_probability)
+    if suite == "procgen":
+        return _resolve_procgen(name, protocol, kwargs)
+    if protocol is not None:
+        raise ValueError(f"protocol={protocol!r} given, but suite {suite} has none; leave --protocol out.")
+    spec_id = _registered(suite, name)
+    envpool_id = _in_envpool(spec_id, suite) if backend == "envpool" else None
+    return EnvironmentSpec(suite, spec_id, backend, kwargs=kwargs, envpool_id=envpool_id)
+
+
+def make_environments(spec: EnvironmentSpec, num_envs: int, seed: int, *, training: bool = True) -> Environments:
+    """Start `num_envs` environments, seeded seed, seed + 1, ...; reset them before the first step.
+
+    training=False: an episode is a whole game also where the protocol ends it at a lost life.
+    """
+    if spec.suite == "atari":
+        assert spec.atari is not None
+        return make_atari(spec.name, spec.backend, spec.atari, num_envs, seed, training=training, kwargs=spec.kwargs)
+    if spec.backend == "envpool":
+        from scope_rlhf.control.envpools import make_envpool
+
+        return Environments(make_envpool(str(spec.envpool_id), num_envs, seed, spec.kwargs), episode_end=every_end)
+    import gymnasium
+
+    envs = gymnasium.make_vec(spec.name, num_envs=num_envs, **spec.kwargs)
+    return Environments(envs)
+
+
+def make_single(spec: EnvironmentSpec) -> Any:
+    """One gymnasium environment that renders RGB frames, observations and actions as in training; for videos.
+
+    Raises ValueError where a suite offers none.
+    """
+    import gymnasium
+
+    if spec.suite == "atari":
+        assert spec.atari is not None
+        return single_atari(spec.name, spec.atari)
+    if spec.suite == "procgen":
+        raise ValueError("videos of Procgen are not offered: envpool renders no single environment; leave --video out.")
+    return gymnasium.make(spec.name, render_mode="rgb_array", **spec.kwargs)
+
+
+def probe_spaces(spec: EnvironmentSpec) -> tuple[Any, Any]:
+    """(observation space, action space) of one environment, which is made, not reset, and closed again."""
+    if spec.backend == "gymnasium" and spec.suite != "atari":
+        import gymnasium
+
+        # No wrappers: the spaces are the environment's own.
+        env = gymnasium.make(spec.name, disable_env_checker=True, **spec.kwargs)
+        spaces = env.observation_space, env.action_space
+        env.close()
+        return spaces
+    envs = make_environments(spec, 1, 0)
+    spaces = envs.observation_space, envs.action_space
+    envs.close()
+    return spaces
+
+
+def _resolve_atari(
+    name: str,
+    backend: str,
+    protocol: str | None,
+    kwargs: dict[str, Any],
+    episodic_life: bool | None,
+    repeat_action_probability: float | None,
+) -> EnvironmentSpec:
+    games = atari_games()
+    plain = re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name)
+    if plain not in games:
+        raise ValueError(f"Atari game {name!r} is unknown{_near(plain, games)}; set --env to one of {len(games)} games.")
+    if plain != name:
+        raise ValueError(
+            f"env={name!r} given, expected the game alone, {plain!r}; its protocol is --protocol "
+            f"{' or '.join(ATARI_PROTOCOLS)}."
+        )
+    chosen = protocol or "v5"
+    if chosen not in ATARI_PROTOCOLS:
+        raise ValueError(
+            f"protocol {protocol!r} is unknown{_near(str(protocol), ATARI_PROTOCOLS)}; valid for Atari: "
+            f"{', '.join(ATARI_PROTOCOLS)}; set --protocol."
+        )
+    settings = ATARI_PROTOCOLS[chosen].replaced(episodic_life, repeat_action_probability)
+    if settings.random_frameskip and backend != "gymnasium":
+        if backend == "envpool":
+            raise ValueError(f"protocol {chosen} draws its frameskip, envpool takes one number; set --backend gymnasium.")
+        backend = "gymnasium"
+    return EnvironmentSpec("atari", plain, backend, chosen, settings, kwargs)
+
+
+def _resolve_procgen(name: str, protocol: str | None, kwargs: dict[str, Any]) -> EnvironmentSpec:
+    from scope_rlhf.control.envpools import procgen_games
+
+    mode = protocol or "hard"
+    if mode not in PROCGEN_MODES:
+        raise ValueError(f"protocol {mode!r} is unknown; Procgen has {', '.join(PROCGEN_MODES)}; set --protocol.")
+    games = procgen_games()
+    found = {game.lower(): game for game in games}.get(name.lower())
+    if found is None:
+        raise ValueError(f"Procgen game {name!r} is unknown{_near(name, games)}; valid: {', '.join(games)}; set --env.")
+    return EnvironmentSpec(
+        "procgen", found, "envpool", mode, kwargs=kwargs, envpool_id=f"{found}{mode.capitalize()}-v0"
+    )
+
+
+def _registered(suite: str, name: str) -> str:
+    """The id in gymnasium's registry; a name without a version is its newest."""
+    import gymnasium
+
+    if ":" in name:  # module:Id-v0, the module registers it
+        module, _, name = name.partition(":")
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            raise ValueError(f"env {module}:{name}: there is no module {module!r} to import; set --env.")
+        importlib.import_module(module)
+    inside = _MODULES.get(suite)
+    known = [
+        key
+        for key, spec in gymnasium.registry.items()
+        if inside is None or (isinstance(spec.entry_point, str) and inside in spec.entry_point)
+    ]
+    versions = [key for key in known if key.rpartition("-v")[0] == name]
+    chosen = name if name in known else max(versions, key=lambda key: int(key.rpartition("-v")[2]), default=None)
+    if chosen is None:
+        names = sorted({key.rpartition("-v")[0] or key for key in known})
+        listed = f"; valid: {', '.join(names)}" if inside else ""
+        plain = name.rpartition("-v")[0] or name
+        raise ValueError(f"environment {name!r} is not in suite {suite}{_near(plain, names)}{listed}; set --env.")
+    return chosen
+
+
+def _in_envpool(spec_id: str, suite: str) -> str:
+    from scope_rlhf.control.envpools import envpool_ids
+
+    ids = envpool_ids()
+    if spec_id not in ids:
+        raise ValueError(f"envpool has no {spec_id!r}{_near(spec_id, ids)}; set --backend gymnasium (suite {suite}).")
+    return spec_id
+
+
+def _require(suite: str, backend: str) -> None:
+    packages, extra = _NEEDS[suite]
+    packages = ("gymnasium", "envpool") if backend == "envpool" else packages
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        extra = "envpool" if backend == "envpool" and suite != "procgen" else extra
+        raise ImportError(
+            f"suite {suite} on backend {backend} needs {' and '.join(missing)}. Install with "
+            f'`pip install "scope-rlhf[{extra}]"`.'
+        )
+
+
+def _near(given: str, known: Iterable[str]) -> str:
+    lower = {str(name).lower(): str(name) for name in known}
+    near = difflib.get_close_matches(given.lower(), lower, n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(lower[name] for name in near)}?" if near else ""

@@ -1,0 +1,129 @@
+"""Evaluation episodes on environments of their own, and their film."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scope_rlhf.control.environments import EnvironmentSpec, make_environments, make_single
+from scope_rlhf.control.policies import Policy
+from scope_rlhf.control.rewards import StickyActions
+from scope_rlhf.control.rollout import Observer
+
+Act = Callable[[Tensor], Tensor]
+"""Observations as the network takes them -> actions of the policy [N, ...]."""
+
+# More environments are no faster on few cores.
+_AT_ONCE = 20
+
+
+@contextmanager
+def isolated_randomness(seed: int) -> Iterator[None]:
+    """Torch's and numpy's generators seeded inside, and as they were afterwards: evaluating changes no training."""
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+
+
+@torch.no_grad()
+def evaluate_returns(
+    spec: EnvironmentSpec,
+    act: Act,
+    policy: Policy,
+    observer: Observer,
+    episodes: int,
+    seed: int,
+    sticky: float = 0.0,
+    max_steps: int = 200_000,
+) -> dict[str, list[float]]:
+    """True returns and lengths of that many whole episodes: no reward is clipped, scaled or noisy, no life ends one.
+
+    Every environment plays the same number of episodes, so that short ones are not preferred. An episode that does not
+    end within max_steps of all counts with what it has by then.
+    """
+    count = next(n for n in range(min(episodes, _AT_ONCE), 0, -1) if episodes % n == 0)
+    quota = episodes // count
+    environments = make_environments(spec, count, seed, training=False)
+    repeat = StickyActions(sticky, seed)
+    played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
+    running, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+    with isolated_randomness(seed):
+        try:
+            observations = environments.reset(seed)
+            for _ in range(max_steps):
+                actions = act(observer.view(observer.store(observations)))
+                step = environments.step(repeat(policy.to_environment(actions)))
+                repeat.observe(step.terminated | step.truncated, step.counts)
+                running += step.rewards
+                lengths += step.counts
+                for episode in step.episodes:
+                    i = episode.environment
+                    played[i].append((episode.episodic_return, episode.length))
+                    running[i], lengths[i] = 0, 0
+                observations = step.observations
+                if all(len(done) >= quota for done in played):
+                    break
+        finally:
+            environments.close()
+    for i, done in enumerate(played):
+        if not done:
+            done.append((float(running[i]), int(lengths[i])))
+    kept = [episode for done in played for episode in done[:quota]]
+    return {"returns": [r for r, _ in kept], "lengths": [float(n) for _, n in kept]}
+
+
+@torch.no_grad()
+def film_episode(
+    spec: EnvironmentSpec,
+    act: Act,
+    policy: Policy,
+    observer: Observer,
+    path: Path,
+    seed: int,
+    max_steps: int = 3_000,
+) -> Path:
+    """One whole episode, at most max_steps of it, as an mp4 or a gif at `path`; frames as the environment renders them."""
+    env = make_single(spec)
+    frames = []
+    with isolated_randomness(seed):
+        try:
+            observation, _ = env.reset(seed=seed)
+            for _ in range(max_steps):
+                frames.append(np.asarray(env.render()))
+                actions = act(observer.view(observer.store(np.asarray(observation)[None])))
+                observation, _, terminated, truncated, _ = env.step(policy.to_environment(actions)[0])
+                if terminated or truncated:
+                    break
+        finally:
+            env.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rate = 15 if spec.suite == "atari" else 30
+    if path.suffix == ".gif":
+        from PIL import Image
+
+        pictures = [Image.fromarray(frame) for frame in frames]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // rate, loop=0)
+    else:
+        import imageio.v3 as imageio
+
+        imageio.imwrite(path, np.stack(frames), fps=rate, codec="libx264", macro_block_size=2)
+    return path
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode inside, and as it was afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -1,0 +1,223 @@
+"""PPO with any objective and any critic, in CleanRL's phase order: rollout, advantages, epochs of minibatches, log."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scope_rlhf.control.config import PPOConfig
+from scope_rlhf.control.networks import ActorCritic
+from scope_rlhf.control.policies import Policy
+from scope_rlhf.control.rollout import Collector, EnvironmentFailure, MinibatchLoader, Rollout
+from scope_rlhf.control.session import Session
+from scope_rlhf.losses import reduce_loss
+from scope_rlhf.objectives import CriticLossFunction, Objective, PolicyInputs, describe_objective
+from scope_rlhf.rl import explained_variance, whiten
+
+# Statistics of an objective under CleanRL's names.
+_CLEANRL = {"approx_kl": "losses/approx_kl", "clip_fraction": "losses/clipfrac"}
+
+
+def train_ppo(config: PPOConfig) -> Path:
+    """Train, evaluate and save; returns the run folder.
+
+    Each of the `num_updates` rollouts has num_envs x num_steps transitions and gives num_ppo_epochs x num_mini_batches
+    optimizer steps of
+
+        mean(objective) - ent_coef mean(entropy) + vf_coef mean(critic loss)
+
+    over the counted transitions of a minibatch of all processes; gradients are averaged over the processes. Errors:
+    Session's, and EnvironmentFailure, after a checkpoint.
+    """
+    with Session(config, "ppo", describe_objective(config.make_objective())) as session:
+        setup = session.setup
+        session.seed_weights()
+        agent = ActorCritic(
+            setup.observation_space, setup.policy, setup.critic, config.network, config.hidden_sizes
+        ).to(session.accelerator.device)
+        optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, eps=config.adam_epsilon, fused=True)
+
+        def act(observations: Tensor) -> Tensor:
+            outputs = agent(observations)[0].float()
+            return setup.policy.sample(outputs) if config.eval_sampling else setup.policy.mode(outputs)
+
+        session.start(agent, optimizer, act)
+        model, optimizer = session.accelerator.prepare(agent, optimizer)
+        collector = Collector(
+            session.environments,
+            agent,
+            setup.policy,
+            setup.critic,
+            session.observer,
+            session.shaper,
+            session.sticky,
+            config.num_steps,
+        )
+        collector.restart(session.first_seed)
+        updater = PPOUpdater(config, session, model, optimizer)
+
+        while session.update < config.num_updates:
+            # Schedules
+            left = 1 - session.update / config.num_updates
+            rate = config.learning_rate * (left if config.lr_scheduler_type == "linear" else 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            updater.set_clip(left if config.clip_scheduler_type == "linear" else 1.0)
+
+            # Rollout
+            failure = rollout = None
+            try:
+                rollout = collector.collect()
+            except EnvironmentFailure as error:
+                failure = error
+            session.agree(failure)
+            assert rollout is not None
+            collector.synchronise(session.reduce)
+
+            # Advantages and update
+            started = time.perf_counter()
+            metrics = updater.update(rollout)
+            seconds = {
+                "environment": rollout.seconds_environment,
+                "rollout": rollout.seconds - rollout.seconds_environment,
+                "update": time.perf_counter() - started,
+            }
+
+            # Log, evaluate, save
+            session.advance(config.num_envs * config.num_steps)
+            session.update += 1
+            session.episodes += [episode for _, episode in rollout.episodes]
+            if session.update % config.logging_steps == 0 or session.update == config.num_updates:
+                session.log({**metrics, "charts/learning_rate": rate}, seconds)
+            session.remember()
+            if config.eval_steps and session.update % config.eval_steps == 0:
+                session.evaluate()
+            if config.save_steps and session.update % config.save_steps == 0:
+                session.save()
+        return session.finish()
+
+
+class PPOUpdater:
+    """Advantages, epochs and minibatches of one rollout.
+
+    Every process calls `update` with its own share of the environments; the result is that of one process with all.
+    """
+
+    def __init__(self, config: PPOConfig, session: Session, model: nn.Module, optimizer: torch.optim.Optimizer):
+        self.config, self.session, self.model, self.optimizer = config, session, model, optimizer
+        self.policy: Policy = session.setup.policy
+        self.load = MinibatchLoader(session.observer)
+        self._full: tuple[Objective, CriticLossFunction] = (config.make_objective(), session.setup.critic)
+        self.objective, self.critic = self._full
+        self.needs_entropy = bool(config.ent_coef) or getattr(self.objective, "needs_entropy", False)
+
+    def set_clip(self, share: float) -> None:
+        """Shrink the clips of the ratio and of the value to this share; 0 would refuse every change, so it is kept > 0."""
+        if share == 1.0:
+            self.objective, self.critic = self._full
+            return
+        objective, critic = self._full
+        clips = {name: getattr(objective, name) * share for name in ("clip_low", "clip_high")}
+        self.objective = dataclasses.replace(objective, **clips)  # type: ignore[type-var]
+        if getattr(critic, "cliprange_value", None) is not None:
+            self.critic = dataclasses.replace(critic, cliprange_value=critic.cliprange_value * share)  # type: ignore
+
+    def update(self, rollout: Rollout) -> Mapping[str, Tensor]:
+        """All optimizer steps of a rollout; the mean over them of what is logged."""
+        config, reduce = self.config, self.session.reduce
+        advantages, returns = rollout.advantages(config.gamma, config.lam)
+        counts = rollout.counts
+        flips = torch.zeros((), device=advantages.device)
+        if config.whiten_advantages == "rollout":
+            advantages, stats = whiten(advantages, counts, all_reduce=reduce)
+            flips = stats["normalization_sign_flip"]
+        flat = {
+            "observations": rollout.observations.flatten(0, 1),
+            "actions": rollout.actions.flatten(0, 1),
+            "log_probs": rollout.log_probs.flatten(0, 1),
+            "values": rollout.values.flatten(),
+            "advantages": advantages.flatten(),
+            "returns": returns.flatten(),
+        }
+        rows = counts.flatten().nonzero().squeeze(1)
+        totals: dict[str, Tensor] = {}
+        steps = 0
+        for _ in range(config.num_ppo_epochs):
+            order = rows[torch.randperm(len(rows), device=rows.device)]
+            # As many parts in every process, however many of its steps count.
+            epoch_kl = []
+            for part in order.tensor_split(config.num_mini_batches):
+                stats = self.step(flat, part)
+                for name, value in stats.items():
+                    totals[name] = totals.get(name, 0) + value
+                steps += 1
+                epoch_kl.append(stats.get("approx_kl", flips))
+            if config.target_kl is not None and torch.stack(epoch_kl).mean().item() > config.target_kl:
+                break
+        metrics = {_CLEANRL.get(name, f"losses/{name}"): total / steps for name, total in totals.items()}
+        if config.whiten_advantages == "rollout":
+            metrics["losses/normalization_sign_flip"] = flips
+        metrics["losses/explained_variance"] = explained_variance(rollout.values, returns, counts, all_reduce=reduce)
+        return metrics
+
+    def step(self, flat: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """One optimizer step on these rows; sums of the statistics over all processes, divided by the count."""
+        config, session = self.config, self.session
+        local = torch.tensor(float(len(rows)), device=rows.device)
+        count = session.all_reduce(local).clamp(min=1)
+        # DDP divides the summed gradient by the number of processes.
+        normalizer = count / session.processes
+        advantages = flat["advantages"][rows]
+        extra: dict[str, Tensor] = {}
+        if config.whiten_advantages == "minibatch":
+            everywhere = torch.ones_like(advantages, dtype=torch.bool)
+            advantages, stats = whiten(advantages, everywhere, all_reduce=session.reduce)
+            extra["normalization_sign_flip"] = stats["normalization_sign_flip"]
+        old_log_probs = flat["log_probs"][rows]
+
+        outputs, value_outputs = self.model(self.load(flat["observations"], rows))
+        outputs = outputs.float()
+        log_probs = self.policy.log_probs(outputs, flat["actions"][rows])
+        entropy = self.policy.entropy(outputs) if self.needs_entropy else self._entropy(outputs)
+        if log_probs.dim() > 1:
+            advantages = advantages.unsqueeze(1).expand_as(log_probs)
+        policy_loss = self.objective(
+            PolicyInputs(log_probs, advantages.to(log_probs.dtype), old_log_probs, entropy=entropy)
+        )
+        critic_loss = self.critic(value_outputs, flat["returns"][rows], old_values=flat["values"][rows])
+        decisions = normalizer * self.policy.decisions
+        policy_term = reduce_loss(policy_loss.per_decision, None, "token_mean", decisions)
+        entropy_term = reduce_loss(entropy, None, "token_mean", normalizer)
+        value_term = reduce_loss(critic_loss.per_decision, None, "token_mean", normalizer)
+        loss = policy_term + config.vf_coef * value_term
+        if config.ent_coef:
+            loss = loss - config.ent_coef * entropy_term
+
+        self.optimizer.zero_grad()
+        session.accelerator.backward(loss)
+        if config.max_grad_norm:
+            session.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+
+        with torch.no_grad():
+            means = {
+                "policy_loss": policy_term.detach(),
+                "value_loss": value_term.detach(),
+                "entropy": entropy_term.detach(),
+                "old_approx_kl": (old_log_probs - log_probs.detach()).sum() / decisions,
+            }
+            for name, value in policy_loss.stats.items():
+                if name != "entropy":
+                    means[name] = value.sum() / decisions
+            for name, value in critic_loss.stats.items():
+                means[f"value_{name}"] = value.sum() / normalizer
+            # One collective for all: each mean is a local sum over the global count, times the processes.
+            summed = session.all_reduce(torch.stack([value.float() for value in means.values()])) / session.processes
+        return {**dict(zip(means, summed, strict=True)), **extra}
+
+    @torch.no_grad()
+    def _entropy(self, outputs: Tensor) -> Tensor:
+        return self.policy.entropy(outputs)

@@ -1,0 +1,141 @@
+"""What a run is made of, checked before an environment starts, and the objects that hold it together."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from scope_rlhf.control.config import ControlConfig, DQNConfig, OnPolicyConfig
+from scope_rlhf.control.environments import EnvironmentSpec, probe_spaces, resolve_environment
+from scope_rlhf.control.networks import check_network
+from scope_rlhf.control.policies import CategoricalPolicy, Policy, describe_policy, make_policy
+from scope_rlhf.objectives import CriticLossFunction, describe_critic
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A checked run: environment, spaces, policy, critic. sticky: probability for environments without an own one."""
+
+    config: ControlConfig
+    spec: EnvironmentSpec
+    observation_space: Any
+    action_space: Any
+    policy: Policy
+    critic: CriticLossFunction
+    sticky: float
+
+    def meta(self, algorithm: str, objective: dict[str, Any] | None) -> dict[str, Any]:
+        """What a checkpoint has to agree with."""
+        record = {
+            "algorithm": algorithm,
+            "env": f"{self.spec.suite}/{self.spec.name}",
+            "network": [self.config.network, list(self.config.hidden_sizes)],
+            "policy": dict(describe_policy(self.policy)),
+            "observations": list(self.observation_space.shape),
+            "normalize_observations": self.config.normalize_observations,
+            "normalize_rewards": self.config.normalize_rewards,
+            "critic": describe_critic(self.critic),
+            "processes": world_size(),
+        }
+        return record if objective is None else record | {"objective": objective}
+
+
+def prepare(config: ControlConfig) -> Setup:
+    """Check everything that can be checked without starting an environment.
+
+    Raises:
+        ValueError: unknown environment, one that the algorithm or the policy cannot act in, a network that does not
+            fit, environments that do not divide by the processes.
+        ImportError: a package is missing; the message has the pip line.
+    """
+    processes = world_size()
+    if config.num_envs % processes:
+        raise ValueError(
+            f"num_envs={config.num_envs} does not divide by the {processes} processes; set --num_envs to a multiple."
+        )
+    if isinstance(config, DQNConfig):
+        for name in ("batch_size", "train_frequency"):
+            if getattr(config, name) % processes and name == "batch_size":
+                raise ValueError(f"batch_size={config.batch_size} does not divide by the {processes} processes.")
+    _check_reporters(config.report_to)
+    spec = resolve_environment(
+        config.suite,
+        config.env,
+        backend=config.backend,
+        protocol=config.protocol,
+        env_kwargs=config.env_kwargs,  # type: ignore[arg-type]
+        episodic_life=config.episodic_life,
+        repeat_action_probability=config.repeat_action_probability,
+    )
+    _check_video(config, spec)
+    if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ValueError("bf16 is set, but this GPU has no bfloat16; leave --bf16 out.")
+    try:
+        observation_space, action_space = probe_spaces(spec)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{spec.name} refuses env_kwargs={config.env_kwargs}: {error}; set --env_kwargs.") from error
+    check_network(observation_space, config.network)
+    if isinstance(config, OnPolicyConfig):
+        policy = make_policy(
+            action_space, config.policy, bins=config.bins, per_dimension=config.per_dimension, env=spec.name
+        )
+    else:
+        import gymnasium
+
+        if not isinstance(action_space, gymnasium.spaces.Discrete):
+            raise ValueError(
+                f"DQN needs discrete actions, but {spec.name} has {action_space}; set --algorithm ppo or a2c, which take "
+                "continuous ones."
+            )
+        policy = CategoricalPolicy(int(action_space.n), int(action_space.start))
+    sticky = 0.0 if spec.suite == "atari" else config.repeat_action_probability or 0.0
+    return Setup(config, spec, observation_space, action_space, policy, config.make_critic(), sticky)
+
+
+def make_accelerator(config: ControlConfig) -> Accelerator:
+    """Device, processes and precision. Without an accelerator processes talk by gloo."""
+    log_with = list(config.report_to) or None
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="bf16" if config.bf16 else "no",
+        log_with=log_with,  # pyright: ignore[reportArgumentType]
+        project_dir=config.output_dir,
+    )
+
+
+def environment_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a process's first environment: the run's seed at the start, a new one for each resume."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0] % 2**30)
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_reporters(names: list[str]) -> None:
+    import importlib.util
+
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"report_to {name} needs the package {name}. Install it with `pip install {name}`.")
+
+
+def _check_video(config: ControlConfig, spec: EnvironmentSpec) -> None:
+    import importlib.util
+
+    if config.video is None:
+        return
+    if spec.suite == "procgen":
+        raise ValueError("videos of Procgen are not offered: envpool renders no single environment; leave --video out.")
+    packages = ["PIL"] if config.video == "gif" else ["imageio", "imageio_ffmpeg"]
+    if spec.suite in ("classic", "box2d"):
+        packages.append("pygame")
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"video={config.video} of suite {spec.suite} needs {' and '.join(missing)}. Install with "
+            '`pip install "scope-rlhf[video]"`.'
+        )
