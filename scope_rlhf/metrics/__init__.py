@@ -16,26 +16,48 @@ from scope_rlhf.metrics.intervals import (
     paired_interval,
     wilson_interval,
 )
+from scope_rlhf.metrics.returns import (
+    MeanDifference,
+    aggregate_runs,
+    align_curves,
+    average_repeated_steps,
+    difference_of_means,
+    interquartile_mean,
+    learning_curve_area,
+    not_worse,
+    student_interval,
+    student_quantile,
+)
 from scope_rlhf.metrics.rouge import rouge_scores
 from scope_rlhf.metrics.win_rate import WinRate, length_controlled_win_rate, pair_scores, win_rate
 
 __all__ = [
     "Interval",
     "MarginBin",
+    "MeanDifference",
     "PairedDifference",
     "WinRate",
     "accuracy_by_kind",
+    "aggregate_runs",
+    "align_curves",
+    "average_repeated_steps",
     "calibration_bins",
     "calibration_error",
+    "difference_of_means",
     "distinct_n",
+    "interquartile_mean",
     "interval_over_runs",
+    "learning_curve_area",
     "length_controlled_win_rate",
     "mean_interval",
+    "not_worse",
     "pair_scores",
     "paired_distinct_n",
     "paired_interval",
     "preference_accuracy",
     "rouge_scores",
+    "student_interval",
+    "student_quantile",
     "wilson_interval",
     "win_rate",
 ]

@@ -190,10 +190,10 @@ def check_settings(confidence: float, resamples: int) -> None:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
 
 
-def value_column(name: str, values: Values) -> np.ndarray:
+def value_column(name: str, values: Values, unit: str = "prompt") -> np.ndarray:
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1 or not len(column):
-        raise ValueError(f"{name} must be one number per prompt, at least one; got shape {column.shape}")
+        raise ValueError(f"{name} must be one number per {unit}, at least one; got shape {column.shape}")
     bad = np.flatnonzero(~np.isfinite(column))
     if len(bad):
         raise ValueError(f"{name} must be finite; value {bad[0]} of {len(column)} is {column[bad[0]]}")
