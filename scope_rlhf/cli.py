@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,48 @@ advantages and critic
   --target_kl X                     end the updates of a rollout early""",
 )
 
+CONTROL_HELP = """\
+usage: scope-rlhf control [--suite NAME] [--env NAME] [--algorithm ppo|a2c|dqn] [--flag value ...]
+
+Train on games and robots with the objectives and critics of the language-model trainers. Without arguments: PPO on
+CartPole, one to two minutes on a laptop. The command line overrides --config, which overrides the defaults of suite and
+algorithm; unknown flags and keys are errors.
+
+environment
+  --suite NAME                      atari, procgen, mujoco, box2d, classic, or gymnasium (any registered id)
+  --env NAME                        Breakout, StarPilot, HalfCheetah, LunarLander, CartPole, module:Id-v0, ...
+  --protocol NAME                   Atari: v5 (sticky actions), NoFrameskip-v4, v0; Procgen: easy, hard, extreme
+  --backend NAME                    ale, envpool, gymnasium      --env_kwargs JSON    --episodic_life true|false
+  --num_envs N                      --total_timesteps N          --repeat_action_probability P (sticky actions)
+
+objective and critic
+  --objective NAME                  see `scope-rlhf objectives`; path/to/file.py:Class or module:Class for your own
+  --objective_kwargs JSON           its parameters, such as '{"alpha": 0.3}'
+  --critic NAME                     mse, hl_gauss, two_hot, and c51 for dqn; --critic_kwargs '{"v_min": -10, "v_max": 10}'
+  --ent_coef X                      --vf_coef X
+
+training
+  --learning_rate X                 --lr_scheduler_type linear|constant     --max_grad_norm X    --gamma X   --lam X
+  --num_steps N                     --num_ppo_epochs N    --num_mini_batches N    --cliprange X    --target_kl X
+  --clip_scheduler_type NAME        linear or constant    --whiten_advantages minibatch|rollout|no
+  --network NAME                    nature, impala, mlp   --hidden_sizes N N      --bf16 true
+  --policy NAME                     categorical, binned (--bins 11, --per_dimension), gaussian
+  --buffer_size N                   dqn, with --learning_starts, --train_frequency, --target_update_frequency,
+                                    --batch_size, --exploration_steps, --exploration_final, --double
+  --clip_rewards, --normalize_observations, --normalize_rewards
+  --reward_flip_probability P       --reward_noise_std X: noise, in training only
+
+run
+  --output_dir DIR                  run folder: config, metrics, curves, report, checkpoints
+  --save_steps N                    --resume, or --resume_from_checkpoint DIR
+  --num_eval_episodes N             --eval_steps N        --eval_sampling true    --video mp4|gif
+  --report_to NAME                  tensorboard, wandb, trackio
+  --num_threads N                   --seed N
+
+  --config FILE.yaml                defaults for any flag
+  --traceback                       show the traceback of an error
+"""
+
 PROMPTS_HELP = """\
 prompts (those of a file of completions, where there is one)
   --dataset_name NAME               documentation (embedded), Hub name such as trl-lib/tldr, file or folder
@@ -157,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands except the flags of grpo, ppo, winrate and evaluate, which the experiments parse."""
+    """All commands except the flags of grpo, ppo, control, winrate and evaluate, which the experiments parse."""
     parser = argparse.ArgumentParser(
         prog="scope-rlhf",
         description="RLHF with exchangeable policy objectives.",
@@ -168,6 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     commands.add_parser("grpo", help="train with GRPO and any objective", add_help=False)
     commands.add_parser("ppo", help="train with PPO, any objective and any critic", add_help=False)
+    commands.add_parser("control", help="PPO, A2C or DQN on Atari, Procgen, MuJoCo, Box2D", add_help=False)
     commands.add_parser("winrate", help="compare two systems by a judge", add_help=False)
     commands.add_parser("evaluate", help="rewards, KL and ROUGE of systems; over-optimisation of runs", add_help=False)
 
@@ -207,6 +251,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _dispatch(argv: list[str]) -> int | None:
     if argv and argv[0] in ("grpo", "ppo"):
         return _train(argv[0], argv[1:])
+    if argv and argv[0] == "control":
+        return _control(argv[1:])
     if argv and argv[0] in ("winrate", "evaluate"):
         return _measure(argv[0], argv[1:])
     arguments = build_parser().parse_args(argv)
@@ -222,6 +268,15 @@ def _train(algorithm: str, argv: list[str]) -> int | None:
     from scope_rlhf.experiments import imdb
 
     return imdb.main(["--help"] if "--help-all" in argv else argv, f"scope-rlhf {algorithm}", algorithm)
+
+
+def _control(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(CONTROL_HELP, end="")
+        return 0
+    from scope_rlhf.experiments.control import main
+
+    return main(argv, "scope-rlhf control")
 
 
 def _measure(command: str, argv: list[str]) -> int:
@@ -303,13 +358,15 @@ def _environment(_: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from scope_rlhf.reports.control import is_control_run, plot_control_curves, write_control_report
     from scope_rlhf.reports.curves import plot_curves
     from scope_rlhf.reports.run_report import write_report
 
     for run in arguments.runs:
+        control = is_control_run(run)
         # The report links the picture, so the picture comes first.
-        print(plot_curves(run))
-        print(write_report(run))
+        print(plot_control_curves(run) if control else plot_curves(run))
+        print(write_control_report(run) if control else write_report(run))
 
 
 def _frontier(arguments: argparse.Namespace) -> None:
@@ -318,3 +375,7 @@ def _frontier(arguments: argparse.Namespace) -> None:
     names = {"judge": "held-out judge, mean score", "reward": "training reward, mean score"}
     points = read_frontier(arguments.runs, arguments.metric)
     print(plot_frontier(points, arguments.output, names.get(arguments.metric, arguments.metric)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -91,7 +91,9 @@ def find_checkpoint(output_dir: Path, resume: bool, resume_from_checkpoint: str 
     folders = checkpoint_folders(output_dir)
     if resume:
         if not folders:
-            raise ValueError(f"resume was asked for, but {output_dir} has no checkpoint; set --output_dir or leave it out.")
+            raise ValueError(
+                f"resume was asked for, but {output_dir} has no checkpoint; set --output_dir or leave it out."
+            )
         return folders[-1]
     if folders or (output_dir / "metrics.jsonl").exists():
         raise ValueError(
@@ -147,7 +149,13 @@ def random_state() -> dict[str, Any]:
     version, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (version, torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "numpy": (
+            version,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

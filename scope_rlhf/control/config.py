@@ -102,12 +102,16 @@ class ControlConfig:
         if self.video is not None:
             self.one_of("video", ("mp4", "gif"))
             if not self.num_eval_episodes:
-                raise ValueError(f"video={self.video!r} films an evaluation, and num_eval_episodes is 0; set one of them.")
+                raise ValueError(
+                    f"video={self.video!r} films an evaluation, and num_eval_episodes is 0; set one of them."
+                )
         for name in self.report_to:
             if name not in ("tensorboard", "wandb", "trackio"):
                 raise ValueError(f"report_to {name!r} is unknown; valid: tensorboard, wandb, trackio, none.")
         if self.eval_steps and not self.num_eval_episodes:
-            raise ValueError(f"eval_steps={self.eval_steps} with num_eval_episodes=0 evaluates nothing; set one of them.")
+            raise ValueError(
+                f"eval_steps={self.eval_steps} with num_eval_episodes=0 evaluates nothing; set one of them."
+            )
         if self.resume and self.resume_from_checkpoint:
             raise ValueError("resume and resume_from_checkpoint are two ways to go on; set one of them.")
 
@@ -141,7 +145,7 @@ class OnPolicyConfig(ControlConfig):
     """What PPO and A2C have in common."""
 
     objective: str = option("ppo", "See `scope-rlhf objectives`; path/to/file.py:Class for one's own.")
-    objective_kwargs: dict[str, Any] | str | None = option(None, 'Its parameters as JSON, such as \'{"alpha": 0.3}\'.')
+    objective_kwargs: dict[str, Any] | str | None = option(None, "Its parameters as JSON, such as '{\"alpha\": 0.3}'.")
     num_steps: int = option(128, "Steps of each environment between updates.")
     lam: float = option(0.95, "Lambda of generalised advantage estimation.")
     vf_coef: float = option(0.5, "Coefficient of the critic's loss, (V - R)^2 / 2 for mse.")
@@ -225,7 +229,10 @@ class PPOConfig(OnPolicyConfig):
 
     def make_objective(self) -> Objective:
         return make_trainer_objective(
-            self.objective, self.objective_kwargs, epsilon=self.cliprange, names=("cliprange", "cliprange")  # type: ignore[arg-type]
+            self.objective,
+            self.objective_kwargs,
+            epsilon=self.cliprange,
+            names=("cliprange", "cliprange"),  # type: ignore[arg-type]
         )
 
     def make_critic(self) -> CriticLossFunction:
@@ -316,7 +323,9 @@ def _json_object(name: str, value: Any) -> dict[str, Any] | None:
     try:
         value = json.loads(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be a JSON object, got {value!r}: {error}; set --{name} '{{\"key\": 1}}'.") from error
+        raise ValueError(
+            f"{name} must be a JSON object, got {value!r}: {error}; set --{name} '{{\"key\": 1}}'."
+        ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a JSON object, got {value!r}; set --{name} '{{\"key\": 1}}'.")
     return value

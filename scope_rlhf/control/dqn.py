@@ -72,12 +72,14 @@ def train_dqn(config: DQNConfig) -> Path:
             ended = step.terminated | step.truncated
             session.sticky.observe(ended, step.counts)
             rewards = session.shaper(step.rewards, ended, step.counts)
-            following = step.observations if step.final_observations is None else np.where(
-                ended.reshape(-1, *[1] * (observations.ndim - 1)), step.final_observations, step.observations
+            following = (
+                step.observations
+                if step.final_observations is None
+                else np.where(
+                    ended.reshape(-1, *[1] * (observations.ndim - 1)), step.final_observations, step.observations
+                )
             )
-            learner.replay.add(
-                observations, chosen.cpu().numpy(), rewards, step.terminated, following, step.counts
-            )
+            learner.replay.add(observations, chosen.cpu().numpy(), rewards, step.terminated, following, step.counts)
             observations = step.observations
             session.episodes += step.episodes
             previous = session.global_step

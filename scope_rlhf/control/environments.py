@@ -23,7 +23,6 @@ from typing import Any
 from scope_rlhf.control.atari import (
     ATARI_PROTOCOLS,
     AtariProtocol,
-    atari_episode_end,
     atari_games,
     make_atari,
     single_atari,
@@ -167,7 +166,9 @@ def _resolve_atari(
     games = atari_games()
     plain = re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name)
     if plain not in games:
-        raise ValueError(f"Atari game {name!r} is unknown{_near(plain, games)}; set --env to one of {len(games)} games.")
+        raise ValueError(
+            f"Atari game {name!r} is unknown{_near(plain, games)}; set --env to one of {len(games)} games."
+        )
     if plain != name:
         raise ValueError(
             f"env={name!r} given, expected the game alone, {plain!r}; its protocol is --protocol "
@@ -182,7 +183,9 @@ def _resolve_atari(
     settings = ATARI_PROTOCOLS[chosen].replaced(episodic_life, repeat_action_probability)
     if settings.random_frameskip and backend != "gymnasium":
         if backend == "envpool":
-            raise ValueError(f"protocol {chosen} draws its frameskip, envpool takes one number; set --backend gymnasium.")
+            raise ValueError(
+                f"protocol {chosen} draws its frameskip, envpool takes one number; set --backend gymnasium."
+            )
         backend = "gymnasium"
     return EnvironmentSpec("atari", plain, backend, chosen, settings, kwargs)
 

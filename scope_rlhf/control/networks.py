@@ -210,7 +210,9 @@ def check_network(observation_space: Any, network: str | None) -> None:
         raise ValueError(f"the observation space {observation_space} is no Box; flatten it in a wrapper first.")
     if is_pixels(observation_space):
         if network == "mlp":
-            raise ValueError(f"network 'mlp' is for vectors, the observations are pixels {shape}; set --network nature.")
+            raise ValueError(
+                f"network 'mlp' is for vectors, the observations are pixels {shape}; set --network nature."
+            )
         if network != "impala" and min(sorted(shape)[1:]) < 36:
             raise ValueError(f"frames of {shape} are too small for network 'nature' (36 x 36); set --network impala.")
     elif network in ("nature", "impala"):

@@ -161,7 +161,9 @@ def make_policy(
             raise ValueError(f"per_dimension needs several action dimensions, {env or 'the environment'} has one.")
         return CategoricalPolicy(int(action_space.n), int(action_space.start))
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
-        raise ValueError(f"{env or 'the environment'} has the action space {action_space}, expected Discrete or a flat Box.")
+        raise ValueError(
+            f"{env or 'the environment'} has the action space {action_space}, expected Discrete or a flat Box."
+        )
     if policy == "categorical":
         raise ValueError(
             f"policy 'categorical' needs discrete actions, but {env or 'the environment'} has {action_space.shape[0]} "

@@ -66,9 +66,7 @@ class Replay:
         if last is not None and np.array_equal(last, observation):
             return int(self._newest[i])
         frames = observation if self._stacked else observation[None]
-        continues = (
-            self._stacked and last is not None and self.depth > 1 and np.array_equal(last[1:], observation[:-1])
-        )
+        continues = self._stacked and last is not None and self.depth > 1 and np.array_equal(last[1:], observation[:-1])
         for frame in frames[-1:] if continues else frames:
             self._newest[i] += 1
             self._frames[i, self._newest[i] % self._ring] = frame

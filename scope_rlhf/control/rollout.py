@@ -19,6 +19,11 @@ from scope_rlhf.control.rewards import RewardShaper, StickyActions
 from scope_rlhf.control.vector import Environments, Episode
 from scope_rlhf.objectives import CriticLossFunction
 from scope_rlhf.rl import gae
+from scope_rlhf.runtime.threads import threads
+
+
+# Up to this many environments act on one thread.
+SINGLE_THREADED = 16
 
 
 class EnvironmentFailure(RuntimeError):
@@ -127,9 +132,15 @@ class Collector:
             raise EnvironmentFailure(f"the environments failed to start: {type(error).__name__}: {error}") from error
         self._latest = self.observer.store(observations, np.ones(len(observations), dtype=bool))
 
-    @torch.no_grad()
     def collect(self) -> Rollout:
         """T steps. EnvironmentFailure where an environment raises."""
+        # On a CPU a few observations are no faster on several threads, and idle ones spin while the environments' own
+        # threads want the cores.
+        few = self.observer.device.type == "cpu" and self.environments.num_envs <= SINGLE_THREADED
+        with threads(1 if few else None), torch.no_grad():
+            return self._collect()
+
+    def _collect(self) -> Rollout:
         assert self._latest is not None, "restart comes first"
         started, in_environment = time.perf_counter(), 0.0
         shape = (self.num_steps, self.environments.num_envs)

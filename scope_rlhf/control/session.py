@@ -35,6 +35,7 @@ from scope_rlhf.control.setup import environment_seed, make_accelerator, prepare
 from scope_rlhf.control.vector import Episode
 from scope_rlhf.runtime.files import write_json
 from scope_rlhf.runtime.run_folder import RunFolder
+from scope_rlhf.runtime.threads import keep_freed_memory
 
 
 class Session(AbstractContextManager["Session"]):
@@ -48,6 +49,7 @@ class Session(AbstractContextManager["Session"]):
         self.config, self.algorithm, self.objective = config, algorithm, objective
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
+        keep_freed_memory()
         self.setup = prepare(config)
         if config.output_dir is None:
             name = f"{self.setup.spec.name}-{algorithm}".replace("/", "-").lower()
@@ -60,9 +62,7 @@ class Session(AbstractContextManager["Session"]):
         self.accelerator = make_accelerator(config)
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.local_envs = config.num_envs // self.processes
-        self.observer = Observer(
-            self.setup.observation_space, self.accelerator.device, config.normalize_observations
-        )
+        self.observer = Observer(self.setup.observation_space, self.accelerator.device, config.normalize_observations)
         noise_seed = int(np.random.SeedSequence([config.seed, self.rank]).generate_state(1)[0])
         self.shaper = RewardShaper(
             self.local_envs,
@@ -300,9 +300,7 @@ class Session(AbstractContextManager["Session"]):
         if self.config.video is not None and self.rank == 0:
             assert self.act is not None
             film = self.folder.path / f"episode.{self.config.video}"
-            film_episode(
-                self.setup.spec, self.act, self.setup.policy, self.observer, film, self.config.eval_seed
-            )
+            film_episode(self.setup.spec, self.act, self.setup.policy, self.observer, film, self.config.eval_seed)
         if self.rank == 0:
             write_json(self.folder.path / "finished.json", {"step": self.global_step})
         self.accelerator.wait_for_everyone()

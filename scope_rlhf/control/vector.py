@@ -51,9 +51,7 @@ class EpisodeEnd(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def every_end(
-    terminated: np.ndarray, truncated: np.ndarray, infos: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
+def every_end(terminated: np.ndarray, truncated: np.ndarray, infos: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """EpisodeEnd of an environment without lives: each end is a true one."""
     done = terminated | truncated
     return done, done
@@ -102,9 +100,7 @@ class Environments:
 
         self._returns += rewards
         self._lengths += counts
-        episodes = [
-            Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in np.flatnonzero(over)
-        ]
+        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in np.flatnonzero(over)]
         self._returns[over], self._lengths[over] = 0, 0
 
         observations, final = np.asarray(observations), None

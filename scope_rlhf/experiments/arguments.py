@@ -1,17 +1,13 @@
 """Command line over `--config file.yaml` over the defaults of an experiment, for everything that trains a policy."""
 
-import difflib
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments
-from trl import TrlParser
 
+from scope_rlhf.experiments.command_line import is_given, parse_settings, read_config, spell, take_config, value_of
 from scope_rlhf.models.embedded import EMBEDDED_MODELS
 from scope_rlhf.models.loading import PolicyConfig, is_adapter
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
@@ -70,62 +66,31 @@ def parse_arguments(
     The defaults are the embedded run's where the policy is an embedded one, else the paper's; `algorithm` is the one
     of the command (`scope-rlhf ppo`), otherwise --algorithm or the file says it, or else the experiment.
     """
-    argv, config_file = _take_config(_spell(argv))
-    config = _read_config(config_file) if config_file else {}
-    chosen = _value_of(argv, "--algorithm") or config.get("algorithm") or algorithm or experiment.algorithm
+    argv, config_file = take_config(spell(argv))
+    config = read_config(config_file) if config_file else {}
+    chosen = value_of(argv, "--algorithm") or config.get("algorithm") or algorithm or experiment.algorithm
     if chosen not in experiment.algorithms:
         raise ValueError(f"algorithm must be {' or '.join(experiment.algorithms)}, got {chosen!r}; set --algorithm.")
     if algorithm not in (None, chosen):
         raise ValueError(f"`scope-rlhf {algorithm}` with algorithm {chosen!r}: use `scope-rlhf {chosen}`.")
     training_class, embedded, paper = experiment.algorithms[chosen]
-    model = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or experiment.policy
+    model = value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or experiment.policy
     defaults = dict(embedded if model in EMBEDDED_MODELS else paper)
     defaults["algorithm"] = chosen
     if chosen == "ppo":
         critics = experiment.critics if model in EMBEDDED_MODELS else {}
-        _fit_to_critic(defaults, critics, lambda name: _value_of(argv, f"--{name}") or config.get(name))
+        _fit_to_critic(defaults, critics, lambda name: value_of(argv, f"--{name}") or config.get(name))
     # Without it torchrun on CPUs starts processes that never join.
     defaults["use_cpu"] = not torch.accelerator.is_available()
-    if any(_is_given(argv, config, name) for name in ("steps_per_generation", "generation_batch_size")):
+    if any(is_given(argv, config, name) for name in ("steps_per_generation", "generation_batch_size")):
         defaults.pop("steps_per_generation", None)
-    if _is_given(argv, config, "total_episodes"):
+    if is_given(argv, config, "total_episodes"):
         defaults.pop("max_steps")
     script, policy, training = parse_settings(
         (experiment.script, PolicyConfig, training_class), defaults, argv, config, config_file, prog
     )
     experiment.check(script, policy, training)
     return script, policy, training
-
-
-def parse_settings(
-    classes: tuple[type, ...],
-    defaults: Mapping[str, Any],
-    argv: Sequence[str],
-    config: Mapping[str, Any],
-    config_file: str | None,
-    prog: str | None = None,
-) -> tuple[Any, ...]:
-    """One instance of each dataclass: the command line over the file's settings over the defaults.
-
-    ValueError for a key or a flag that none of the classes has; abbreviated flags are such.
-    """
-    parser = TrlParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
-    # Left to transformers, its quiet messages (quiet_libraries) would take the progress line with them.
-    unused = parser.set_defaults_with_config(**{"disable_tqdm": False, **defaults})
-    if unused:
-        raise ValueError(f"defaults that no setting takes: {unused}")
-    _set_from_config(parser, config, str(config_file))
-    try:
-        *found, rest = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
-    except SystemExit as stop:
-        if stop.code:
-            raise ValueError("a setting could not be read; the message above names it.") from None
-        raise
-    if rest:
-        known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
-        meant = _meant(rest[0].partition("=")[0], known)
-        raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
-    return tuple(found)
 
 
 def parse_stage(
@@ -140,9 +105,9 @@ def parse_stage(
     named, `paper` those of any other; `given`, what a chain has settled, goes over both.
     """
     given = given or {}
-    argv, config_file = _take_config(_spell(argv))
-    config = _read_config(config_file) if config_file else {}
-    name = _value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or given.get(MODEL)
+    argv, config_file = take_config(spell(argv))
+    config = read_config(config_file) if config_file else {}
+    name = value_of(argv, "--model_name_or_path") or config.get("model_name_or_path") or given.get(MODEL)
     defaults = {**(embedded if not name or name in EMBEDDED_MODELS else paper)}
     defaults["use_cpu"] = not torch.accelerator.is_available()
     # TRL's own default is bf16 wherever fp16 is off, also on CPUs that emulate it.
@@ -164,94 +129,6 @@ def _fit_to_critic(
         defaults |= critics.get(given("critic") or "mse", {})
         if given("critic_kwargs") is not None:
             defaults.pop("critic_kwargs", None)
-
-
-def _spell(argv: Sequence[str]) -> list[str]:
-    """Flags with underscores, the spelling that is looked for here."""
-    words = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        words.append("--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
-    return words
-
-
-def _take_config(argv: list[str]) -> tuple[list[str], str | None]:
-    """The command line without `--config file` or `--config=file`, and the file; of several the last."""
-    rest, file, words = [], None, iter(argv)
-    for word in words:
-        if word == "--config":
-            file = next(words, "")
-        elif word.startswith("--config="):
-            file = word.removeprefix("--config=")
-        else:
-            rest.append(word)
-            continue
-        if not file or file.startswith("--"):
-            raise ValueError("--config needs a YAML file behind it.")
-    return rest, file
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    """The settings of a YAML file; what stands under `env` goes to the environment, as in TRL."""
-    if not Path(path).is_file():
-        raise ValueError(f"--config {path!r} is not a file.")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
-    environment = content.pop("env", {})
-    if not isinstance(environment, dict):
-        raise ValueError(f"--config {path}: env must hold variables as `NAME: value`, got {environment!r}.")
-    os.environ.update({str(name): str(value) for name, value in environment.items()})
-    for name, value in content.items():  # files beside this one
-        if str(name).endswith("_config") and isinstance(value, str) and not Path(value).is_file():
-            beside = Path(path).parent / value
-            content[name] = str(beside) if beside.is_file() else value
-    return content
-
-
-def _set_from_config(parser: TrlParser, config: Mapping[str, Any], path: str) -> None:
-    """Make the file's values the parser's defaults. Numbers go in as text, so that they are read as on the command
-    line: `model_name_or_path: 5` is a name, and `max_steps: many` an error.
-    """
-    actions = {action.dest: action for action in parser._actions}
-    for name, value in config.items():
-        action = actions.get(name)
-        if action is None or name == "help":
-            raise ValueError(f"--config {path}: unknown setting {name!r}{_meant(str(name), actions)}")
-        if value is None and action.default is not None:
-            raise ValueError(f"--config {path}: {name} is empty; give a value, or leave the line out.")
-        if isinstance(value, list) and action.nargs is None:
-            raise ValueError(f"--config {path}: {name} takes one value, got the list {value!r}.")
-        if isinstance(value, dict) and not name.endswith("_kwargs"):
-            raise ValueError(f"--config {path}: {name} takes one value, got {value!r}.")
-        if isinstance(value, int | float) and action.nargs in (None, "?"):
-            value = str(value)
-        elif action.nargs in ("+", "*") and not isinstance(value, list) and value is not None:
-            value = [value]
-        action.default = value
-
-
-def _meant(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f", did you mean {near[0]}?" if near else ""
-
-
-def _value_of(argv: Sequence[str], flag: str) -> str | None:
-    """The last value that the command line gives to the flag."""
-    value = None
-    for position, word in enumerate(argv):
-        if word == flag and position + 1 < len(argv):
-            value = argv[position + 1]
-        elif word.startswith(f"{flag}="):
-            value = word.removeprefix(f"{flag}=")
-    return value
-
-
-def _is_given(argv: Sequence[str], config: dict[str, Any], name: str) -> bool:
-    return name in config or _value_of(argv, f"--{name}") is not None
 
 
 def check_run(script: RunArguments, policy: PolicyConfig, training: ScopeGRPOConfig) -> None:

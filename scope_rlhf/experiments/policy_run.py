@@ -6,7 +6,6 @@ measures.
 
 import copy
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import psutil
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
@@ -36,6 +34,7 @@ from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.objectives import describe_objective
 from scope_rlhf.reports import evaluation_table, find_panels, plot_curves, write_model_card, write_report
 from scope_rlhf.runtime import RunFolder, is_main_process, write_json
+from scope_rlhf.runtime.threads import set_threads
 from scope_rlhf.trainers.callbacks import MetricsFile, ProgressLine
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
@@ -195,26 +194,6 @@ def quiet_callbacks(trainer: Any, run: RunFolder) -> None:
         trainer.remove_callback(default)
     trainer.add_callback(ProgressLine())
     trainer.add_callback(MetricsFile(run))
-
-
-def set_threads(number: int | None) -> None:
-    """torch's CPU threads. None leaves them as they are, unless `accelerate launch` has started one process on CPUs and
-    has itself taken one thread for it, which it does where OMP_NUM_THREADS is not set: then all cores.
-    """
-    if number is None and not torch.accelerator.is_available() and _launcher_took_one_thread():
-        number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if number is not None:
-        torch.set_num_threads(number)
-
-
-def _launcher_took_one_thread() -> bool:
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
-        return False
-    try:
-        return "OMP_NUM_THREADS" not in psutil.Process(os.getppid()).environ()
-    except psutil.Error:
-        return True
 
 
 def quiet_libraries() -> None:

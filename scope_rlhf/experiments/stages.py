@@ -15,10 +15,11 @@ from transformers import TrainingArguments
 
 from scope_rlhf import __version__
 from scope_rlhf.experiments.arguments import check_push
-from scope_rlhf.experiments.policy_run import make_hub_repository, push_model, set_threads
+from scope_rlhf.experiments.policy_run import make_hub_repository, push_model
 from scope_rlhf.models.embedded import is_model_folder
 from scope_rlhf.runtime import is_main_process
 from scope_rlhf.runtime.files import content_digest, json_line, write_json
+from scope_rlhf.runtime.threads import set_threads
 
 STAGE_FILE = "stage.json"
 # Raised with every change of what a stage makes or records, so that no stage is taken for one of other code.

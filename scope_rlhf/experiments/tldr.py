@@ -27,7 +27,6 @@ from scope_rlhf.experiments.policy_run import (
     push_model,
     quiet_libraries,
     run_policy,
-    set_threads,
 )
 from scope_rlhf.experiments.stages import Stage, model_identity, run_stage, stage_inputs, stage_root
 from scope_rlhf.experiments.tldr_arguments import EXPERIMENT, TldrArguments
@@ -43,6 +42,7 @@ from scope_rlhf.reports import write_model_card, write_report
 from scope_rlhf.reports.over_optimisation import plot_over_optimisation
 from scope_rlhf.reports.win_rate import write_win_rate_report
 from scope_rlhf.runtime import RunFolder, is_main_process
+from scope_rlhf.runtime.threads import set_threads
 from scope_rlhf.trainers.checkpoints import newest_checkpoint
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
 from scope_rlhf.trainers.prompts import check_batches

@@ -44,7 +44,7 @@ def plot_curves(run_dir: str | os.PathLike[str]) -> Path:
         for index, panel in enumerate(panels):
             place = grid[0, :2] if index == 0 else grid[(index + 1) // COLUMNS, (index + 1) % COLUMNS]
             below = index + 1 + COLUMNS > len(panels)
-            _draw(figure.add_subplot(place), panel, rows, show_steps=below)
+            draw_panel(figure.add_subplot(place), panel, rows, show_steps=below)
         return save_figure(figure, run.path / "curves.png")
 
 
@@ -110,7 +110,8 @@ def _varies(rows: list[dict[str, Any]], key: str) -> bool:
     return len(values) > 1 and bool(np.ptp(values) > 1e-9 * max(1.0, float(np.abs(values).max())))
 
 
-def _draw(axes: Any, panel: Panel, rows: list[dict[str, Any]], show_steps: bool) -> None:
+def draw_panel(axes: Any, panel: Panel, rows: list[dict[str, Any]], show_steps: bool) -> None:
+    """Draw the logged numbers of a panel, raw and, where there are many, their moving average."""
     for index, (key, label) in enumerate(panel.series.items()):
         steps, values = read_series(rows, key)
         colour = COLOURS[index % len(COLOURS)]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SCRIPT = "import torch\nfrom scope_rlhf.experiments.policy_run import set_threads\n"
+SCRIPT = "import torch\nfrom scope_rlhf.runtime.threads import set_threads\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the cores of this process as Linux has them")

@@ -1,0 +1,135 @@
+"""Command line over `--config file.yaml` over defaults, for any dataclasses; light to import."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+
+def spell(argv: Sequence[str]) -> list[str]:
+    """Flags with underscores, the spelling that is looked for here."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append("--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
+    return words
+
+
+def take_config(argv: list[str]) -> tuple[list[str], str | None]:
+    """The command line without `--config file` or `--config=file`, and the file; of several the last."""
+    rest, file, words = [], None, iter(argv)
+    for word in words:
+        if word == "--config":
+            file = next(words, "")
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+            continue
+        if not file or file.startswith("--"):
+            raise ValueError("--config needs a YAML file behind it.")
+    return rest, file
+
+
+def read_config(path: str, *, env_names_setting: bool = False) -> dict[str, Any]:
+    """The settings of a YAML file; what stands under `env` goes to the environment, as in TRL.
+
+    env_names_setting: `env: <text>` is a setting of that name.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path!r} is not a file.")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
+    environment = {} if env_names_setting and isinstance(content.get("env"), str) else content.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"--config {path}: env must hold variables as `NAME: value`, got {environment!r}.")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    for name, value in content.items():  # files beside this one
+        if str(name).endswith("_config") and isinstance(value, str) and not Path(value).is_file():
+            beside = Path(path).parent / value
+            content[name] = str(beside) if beside.is_file() else value
+    return content
+
+
+def parse_settings(
+    classes: tuple[type, ...],
+    defaults: Mapping[str, Any],
+    argv: Sequence[str],
+    config: Mapping[str, Any],
+    config_file: str | None,
+    prog: str | None = None,
+) -> tuple[Any, ...]:
+    """One instance of each dataclass: the command line over the file's settings over the defaults.
+
+    ValueError for a key or a flag that none of the classes has; abbreviated flags are such.
+    """
+    parser = HfArgumentParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
+    # Left to transformers, its quiet messages (quiet_libraries) would take the progress line with them.
+    actions = {action.dest: action for action in parser._actions}
+    unused = [name for name in defaults if name not in actions]
+    if unused:
+        raise ValueError(f"defaults that no setting takes: {unused}")
+    for name, value in {**({"disable_tqdm": False} if "disable_tqdm" in actions else {}), **defaults}.items():
+        actions[name].default, actions[name].required = value, False
+    _set_from_config(parser, config, str(config_file))
+    try:
+        *found, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError("a setting could not be read; the message above names it.") from None
+        raise
+    if rest:
+        known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
+        meant = _meant(rest[0].partition("=")[0], known)
+        raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
+    return tuple(found)
+
+
+def _set_from_config(parser: HfArgumentParser, config: Mapping[str, Any], path: str) -> None:
+    """Make the file's values the parser's defaults. Numbers go in as text, so that they are read as on the command
+    line: `model_name_or_path: 5` is a name, and `max_steps: many` an error.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in config.items():
+        action = actions.get(name)
+        if action is None or name == "help":
+            raise ValueError(f"--config {path}: unknown setting {name!r}{_meant(str(name), actions)}")
+        if value is None and action.default is not None:
+            raise ValueError(f"--config {path}: {name} is empty; give a value, or leave the line out.")
+        if isinstance(value, list) and action.nargs is None:
+            raise ValueError(f"--config {path}: {name} takes one value, got the list {value!r}.")
+        if isinstance(value, dict) and not name.endswith("_kwargs"):
+            raise ValueError(f"--config {path}: {name} takes one value, got {value!r}.")
+        if isinstance(value, int | float) and action.nargs in (None, "?"):
+            value = str(value)
+        elif action.nargs in ("+", "*") and not isinstance(value, list) and value is not None:
+            value = [value]
+        action.default = value
+
+
+def value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The last value that the command line gives to the flag."""
+    value = None
+    for position, word in enumerate(argv):
+        if word == flag and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+    return value
+
+
+def is_given(argv: Sequence[str], config: dict[str, Any], name: str) -> bool:
+    return name in config or value_of(argv, f"--{name}") is not None
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f", did you mean {near[0]}?" if near else ""
