@@ -49,7 +49,6 @@ def train_dqn(config: DQNConfig) -> Path:
         observations = environments.reset(session.first_seed)
         seconds = dict.fromkeys(("environment", "rollout", "update"), 0.0)
         metrics: Mapping[str, Tensor] = {}
-        logged = session.global_step
 
         while session.global_step < config.total_timesteps:
             # Act
@@ -102,9 +101,9 @@ def train_dqn(config: DQNConfig) -> Path:
             seconds["update"] += time.perf_counter() - started
 
             # Log, evaluate, save
-            if session.global_step - logged >= 100 * config.logging_steps:
+            if crossed(100 * config.logging_steps, previous, session.global_step):
                 session.log({**metrics, "charts/epsilon": epsilon}, seconds)
-                seconds, logged = dict.fromkeys(seconds, 0.0), session.global_step
+                seconds = dict.fromkeys(seconds, 0.0)
             if config.eval_steps and crossed(config.eval_steps, previous, session.global_step):
                 session.evaluate()
             if config.save_steps and crossed(config.save_steps, previous, session.global_step):

@@ -2,6 +2,7 @@
 and dqn.py.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -103,6 +104,7 @@ class Session(AbstractContextManager["Session"]):
         """
         torch.manual_seed(self.config.seed + 1_000_003 * (self.rank + 1))
         np.random.seed((self.config.seed + self.rank) % 2**32)
+        random.seed(self.config.seed + self.rank)
         self.act, self._extra = act, extra
         self._learner = {"model": model, "optimizer": optimizer, **(more_learner or {})}
         if self.checkpoint is not None:
@@ -227,7 +229,12 @@ class Session(AbstractContextManager["Session"]):
     def remember(self) -> None:
         """Note the states that a rollout changes: a checkpoint after a failed one begins before it."""
         self._snapshot = {
-            "counters": {"global_step": self.global_step, "update": self.update, "recent": list(self.recent)},
+            "counters": {
+                "global_step": self.global_step,
+                "update": self.update,
+                "recent": list(self.recent),
+                "episodes": [[e.environment, e.episodic_return, e.length] for e in self.episodes],
+            },
             "observations": None if self.observer.normaliser is None else self.observer.normaliser.moments.state_dict(),
             "process": {
                 "random": random_state(),
@@ -261,6 +268,7 @@ class Session(AbstractContextManager["Session"]):
             part.load_state_dict(learner[name])
         self.global_step, self.update = learner["counters"]["global_step"], learner["counters"]["update"]
         self.recent.extend(learner["counters"]["recent"])
+        self.episodes = [Episode(*episode) for episode in learner["counters"]["episodes"]]
         if self.observer.normaliser is not None:
             self.observer.normaliser.moments.load_state_dict(learner["observations"])
         self.shaper.load_state_dict(process["shaper"])

@@ -1,0 +1,37 @@
+"""Environments for the tests, by `bandit_environment:Bandit-v0`: episodes of one step, whose state nothing depends on."""
+
+import os
+import signal
+
+import gymnasium
+import numpy as np
+
+
+class Bandit(gymnasium.Env):
+    """Two observations in turn, three arms with fixed rewards; or, continuous, minus the distance to .5 in two dimensions.
+
+    BANDIT_KILL / BANDIT_CRASH: after this many steps of one environment the process is killed, or the step raises.
+    """
+
+    def __init__(self, continuous: bool = False):
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+        space = gymnasium.spaces
+        self.action_space = space.Box(-1, 1, (2,), np.float32) if continuous else space.Discrete(3)
+        self.continuous, self.steps = continuous, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([1, 0, -0.5], np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == int(os.environ.get("BANDIT_KILL", "-1")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.steps == int(os.environ.get("BANDIT_CRASH", "-1")):
+            raise RuntimeError("the simulator lost its mind")
+        reward = -float(np.abs(np.asarray(action) - 0.5).sum()) if self.continuous else [0.0, 1.0, 0.3][int(action)]
+        return np.array([0, 1, 0.5], np.float32), reward, True, False, {}
+
+
+gymnasium.register("Bandit-v0", entry_point=Bandit)
+gymnasium.register("ContinuousBandit-v0", entry_point=Bandit, kwargs={"continuous": True})

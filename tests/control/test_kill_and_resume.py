@@ -1,0 +1,146 @@
+"""A killed run goes on exactly; a crashed environment ends it with a checkpoint. Environments whose state does not matter:
+what is left is the learner.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from scope_rlhf.control.a2c import train_a2c
+from scope_rlhf.control.dqn import train_dqn
+from scope_rlhf.control.ppo import train_ppo
+from scope_rlhf.experiments.control_arguments import parse_control
+from scope_rlhf.runtime import run_main
+
+HERE = Path(__file__).parent
+ON_POLICY = ["--num_envs", "4", "--num_steps", "8", "--total_timesteps", "640"]
+FLAGS = {
+    "ppo": [*ON_POLICY, "--num_mini_batches", "2", "--ent_coef", "0.01", "--save_steps", "4", "--objective", "scope"],
+    "ppo-noise": [
+        *ON_POLICY, "--algorithm", "ppo", "--save_steps", "4", "--reward_flip_probability", "0.2",
+        "--reward_noise_std", "0.1", "--critic", "hl_gauss", "--critic_kwargs", '{"v_min": -1, "v_max": 1}',
+        "--repeat_action_probability", "0.25",
+    ],
+    "ppo-continuous": [
+        *ON_POLICY, "--env", "bandit_environment:ContinuousBandit-v0", "--policy", "binned", "--save_steps", "4"
+    ],
+    "a2c": [*ON_POLICY, "--algorithm", "a2c", "--save_steps", "4"],
+    "dqn": [
+        "--algorithm", "dqn", "--num_envs", "2", "--total_timesteps", "640", "--learning_starts", "32", "--batch_size",
+        "8", "--buffer_size", "100", "--target_update_frequency", "64", "--exploration_steps", "300",
+        "--save_steps", "128",
+    ],
+}  # fmt: skip
+
+
+def train(argv):
+    """`scope-rlhf control` without its report, whose picture takes longer than the run."""
+    algorithm, config = parse_control(argv)
+    {"ppo": train_ppo, "a2c": train_a2c, "dqn": train_dqn}[algorithm](config)
+
+
+def child(argv, output, variables):
+    """The command in a forked process: its imports are there already."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w")  # pytest has put others in their place
+    os.environ.update(variables)
+    sys.path.insert(0, str(HERE))
+    torch.set_num_threads(1)
+    try:
+        status = run_main(train, argv)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def run(folder, name, *more, **variables):
+    """(exit status, what it said)."""
+    argv = ["--suite", "gymnasium", "--env", "bandit_environment:Bandit-v0", "--output_dir", str(folder)]
+    argv += ["--num_eval_episodes", "2", *FLAGS[name], *more]
+    output = folder.parent / "output.txt"
+    process = multiprocessing.get_context("fork").Process(target=child, args=(argv, output, variables))
+    process.start()
+    process.join(120)
+    return process.exitcode, output.read_text()
+
+
+def final(folder):
+    newest = max(folder.glob("checkpoint-*"), key=lambda f: int(f.name[11:]))
+    states = [torch.load(newest / name, weights_only=True) for name in ("learner.pt", "process-0.pt")]
+    return newest.name, states
+
+
+def differences(one, two, path=""):
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        return [d for key in one for d in differences(one[key], two[key], f"{path}/{key}")]
+    if isinstance(one, list | tuple):
+        assert len(one) == len(two), path
+        return [d for i, pair in enumerate(zip(one, two, strict=True)) for d in differences(*pair, f"{path}/{i}")]
+    same = torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+    return [] if same else [path]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_killed_run_that_is_resumed_ends_with_the_learner_of_an_uninterrupted_one(tmp_path, name):
+    status, said = run(tmp_path / "whole", name)
+    assert status == 0, said
+    # Between two checkpoints, and within a rollout.
+    assert run(tmp_path / "killed", name, BANDIT_KILL="53" if name != "dqn" else "100")[0] == -9
+    assert not (tmp_path / "killed" / "finished.json").exists()
+    saved = sorted(int(f.name[11:]) for f in (tmp_path / "killed").glob("checkpoint-*"))
+    assert saved
+    assert saved[-1] < 640
+    status, said = run(tmp_path / "killed", name, "--resume")
+    assert status == 0, said
+    (step, expected), (step_too, found) = final(tmp_path / "whole"), final(tmp_path / "killed")
+    assert step == step_too == "checkpoint-640"
+    assert differences(expected, found) == []
+    lines = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    whole_lines = [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == whole_lines
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_an_environment_that_crashes_ends_the_run_with_a_checkpoint_that_resumes_exactly(tmp_path, name):
+    status, said = run(tmp_path / "crashed", name, "--save_steps", "0", BANDIT_CRASH="53")
+    assert status == 1
+    assert "the simulator lost its mind" in said
+    assert "--resume goes on from there" in said
+    assert (tmp_path / "crashed" / "error.txt").exists()
+    status, said = run(tmp_path / "crashed", name, "--save_steps", "0", "--resume")
+    assert status == 0, said
+    if name == "ppo":  # DQN's environments were one step further than its replay
+        run(tmp_path / "whole", name, "--save_steps", "0")
+        assert differences(final(tmp_path / "whole")[1], final(tmp_path / "crashed")[1]) == []
+
+
+def test_a_checkpoint_of_another_network_environment_or_critic_is_refused_before_anything_starts(tmp_path):
+    assert run(tmp_path / "run", "ppo")[0] == 0
+    for flags, message in [
+        (["--hidden_sizes", "32"], "network"),
+        (["--env", "bandit_environment:ContinuousBandit-v0"], "env"),
+        (["--critic", "two_hot", "--critic_kwargs", '{"v_min": 0, "v_max": 1}'], "trained as another kind"),
+        (["--objective", "ppo"], "objective"),
+        (["--algorithm", "a2c", "--num_mini_batches"], "num_mini_batches"),
+    ]:
+        status, said = run(tmp_path / "run", "ppo", "--resume", *flags, BANDIT_CRASH="1")
+        assert status == 2, (flags, said)
+        assert message in said
+        assert "lost its mind" not in said
+    status, said = run(tmp_path / "run", "ppo")
+    assert status == 2
+    assert "holds another run" in said
+    status, said = run(tmp_path / "none", "ppo", "--resume")
+    assert status == 2
+    assert "has no checkpoint" in said
