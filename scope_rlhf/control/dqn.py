@@ -190,7 +190,8 @@ class Learner:
         optimizer.step()
         stats = {"td_loss": total.detach(), "q_values": loss.values.mean()}
         stats |= {f"value_{name}": value.mean() for name, value in loss.stats.items()}
-        return {f"losses/{name}": value for name, value in stats.items()}
+        summed = session.all_reduce(torch.stack(list(stats.values()))) / session.processes
+        return {f"losses/{name}": value for name, value in zip(stats, summed, strict=True)}
 
     def _stored(self, observations: Tensor) -> Tensor:
         """[B, ...] of the environment as kept by the observer: pixels channels last."""

@@ -1,0 +1,175 @@
+"""The tables of control: what learns, beside which control, over seeds, with intervals.
+
+    python benchmarks/control_tables.py learning --jobs 2 --output_dir runs/control_tables
+    python benchmarks/control_tables.py noise critics continuous atari --jobs 2
+    python benchmarks/control_tables.py sb3 --peers_python peers/bin/python      # benchmarks/peers/requirements.txt
+    python benchmarks/control_tables.py learning --report                        # tables and pictures of what is there
+
+Every run is a folder of its own and is not made again; an interrupted one goes on. Seeds 1 to 5 are reported. Settings are
+the defaults of `scope-rlhf control` and were not changed after looking at these seeds; all else is in RUNS. Results go to
+benchmarks/results/control_<table>.md and .png. An evaluation is the mean of 20 episodes of the last policy, its most
+probable actions, on environments of their own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+SYMMETRIC = '{"alpha": 0.5, "beta": 1.0}'
+UNMASKED = '{"alpha": 0.5, "beta": 1.0, "masked": false}'
+CONTROL = '{"policy_coef": 1.5}'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in the seed only: panel and label in table and picture, and the flags."""
+
+    panel: str
+    label: str
+    flags: tuple[str, ...]
+    seeds: int = 5
+    peer: tuple[str, ...] = field(default=())
+
+    def folder(self, seed: int) -> str:
+        words = f"{self.panel}-{self.label}-{seed}".lower()
+        return "".join(letter if letter.isalnum() else "-" for letter in words)
+
+
+def _cells(panel: str, flags: str, variants: dict[str, tuple[str, ...]], seeds: int = 5) -> list[Cell]:
+    return [Cell(panel, label, (*flags.split(), *more), seeds) for label, more in variants.items()]
+
+
+OBJECTIVES = {
+    "ppo": ("--objective", "ppo"),
+    "scope": ("--objective", "scope"),
+    "symmetric": ("--objective", "symmetric", "--objective_kwargs", SYMMETRIC),
+}
+NOISY = {
+    "ppo": ("--objective", "ppo"),
+    "ppo, policy_coef 1.5": ("--objective", "ppo", "--objective_kwargs", CONTROL),
+    "symmetric": ("--objective", "symmetric", "--objective_kwargs", SYMMETRIC),
+    "symmetric, unmasked": ("--objective", "symmetric", "--objective_kwargs", UNMASKED),
+    "scope": ("--objective", "scope"),
+    "scope, alpha .3": ("--objective", "scope", "--objective_kwargs", '{"alpha": 0.3}'),
+}
+NOISY_A2C = {
+    "A2C": ("--objective", "ppo"),
+    "A2C, policy_coef 1.5": ("--objective", "ppo", "--objective_kwargs", CONTROL),
+    "SA2C": ("--objective", "symmetric", "--objective_kwargs", SYMMETRIC),
+}
+CARTPOLE, ACROBOT = "--suite classic --env CartPole", "--suite classic --env Acrobot"
+LANDER = "--suite box2d --env LunarLander"
+FLIP = " --reward_flip_probability 0.1"
+# Returns of CartPole at gamma .98 are at most 50, of Acrobot at least -50; flips and noise reach a little beyond.
+SUPPORT = {CARTPOLE: '{"v_min": -5, "v_max": 55, "bins": 51, "padding_bins": 3}'}
+SUPPORT[ACROBOT] = '{"v_min": -55, "v_max": 5, "bins": 51, "padding_bins": 3}'
+DQN_SUPPORT = '{"v_min": -5, "v_max": 105, "bins": 51, "padding_bins": 3}'
+DQN = {"mse": ("--critic", "mse")}
+DQN |= {name: ("--critic", name, "--critic_kwargs", DQN_SUPPORT) for name in ("two_hot", "c51", "hl_gauss")}
+
+
+def _critics(panel: str, flags: str) -> list[Cell]:
+    support = SUPPORT[flags]
+    cells = []
+    for condition, more in {"clean": "", "noise": FLIP, "sticky .25": " --repeat_action_probability 0.25"}.items():
+        kinds = {"mse": ("--critic", "mse"), "hl_gauss": ("--critic", "hl_gauss", "--critic_kwargs", support)}
+        cells += _cells(f"{panel}, {condition}", flags + more, kinds)
+    return cells
+
+
+RUNS: dict[str, list[Cell]] = {
+    "learning": [
+        *_cells("CartPole, PPO", CARTPOLE, OBJECTIVES),
+        *_cells("CartPole, A2C", CARTPOLE + " --algorithm a2c", {"ppo": ("--objective", "ppo")}),
+        *_cells("CartPole, DQN", CARTPOLE + " --algorithm dqn", DQN),
+        *_cells("LunarLander, A2C", LANDER + " --algorithm a2c", {"ppo": ("--objective", "ppo")}),
+        *_cells("LunarLander, PPO", LANDER, OBJECTIVES),
+    ],
+    "noise": [
+        *_cells("CartPole", CARTPOLE, NOISY),
+        *_cells("CartPole, 10 % flipped", CARTPOLE + FLIP, NOISY),
+        *_cells("Acrobot", ACROBOT, NOISY),
+        *_cells("Acrobot, 10 % flipped", ACROBOT + FLIP, NOISY),
+        *_cells("CartPole, A2C", CARTPOLE + " --algorithm a2c", NOISY_A2C),
+        *_cells("CartPole, A2C, 10 % flipped", CARTPOLE + " --algorithm a2c" + FLIP, NOISY_A2C),
+        *_cells("Acrobot, A2C", ACROBOT + " --algorithm a2c", NOISY_A2C),
+        *_cells("Acrobot, A2C, 10 % flipped", ACROBOT + " --algorithm a2c" + FLIP, NOISY_A2C),
+    ],
+    "critics": [*_critics("CartPole", CARTPOLE), *_critics("Acrobot", ACROBOT)],
+    "continuous": _cells(
+        "HalfCheetah",
+        "--suite mujoco --env HalfCheetah --total_timesteps 500000",
+        {
+            "Gaussian": ("--policy", "gaussian"),
+            "11 bins": ("--policy", "binned"),
+            "11 bins, per dimension": ("--policy", "binned", "--per_dimension", "true"),
+        },
+        seeds=3,
+    ),
+    "atari": _cells(
+        "Pong",
+        "--suite atari --env Pong --protocol NoFrameskip-v4 --total_timesteps 1000000 --save_steps 50 --num_eval_episodes 5",
+        {"ppo": ("--objective", "ppo")},
+        seeds=1,
+    ),
+}
+
+
+def run_cell(cell: Cell, seed: int, output_dir: Path) -> str:
+    """Make or finish one run; what to print."""
+    folder = output_dir / cell.folder(seed)
+    if (folder / "finished.json").exists():
+        return f"{folder.name}: there"
+    command = [sys.executable, "-m", "scope_rlhf.cli", "control", *cell.flags, "--seed", str(seed)]
+    command += ["--output_dir", str(folder), "--num_threads", "1"]
+    if list(folder.glob("checkpoint-*")):
+        command.append("--resume")
+    elif folder.exists():
+        for name in ("metrics.jsonl", "config.json"):
+            (folder / name).unlink(missing_ok=True)
+    started = time.perf_counter()
+    with (output_dir / f"{folder.name}.log").open("w") as log:
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        status = subprocess.run(command, cwd=ROOT, env=os.environ | variables, stdout=log, stderr=log).returncode
+    if status:
+        return f"{folder.name}: FAILED, see {folder}.log"
+    returns = json.loads((folder / "evaluation.json").read_text())["returns"]
+    return f"{folder.name}: {sum(returns) / len(returns):.1f} in {time.perf_counter() - started:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", choices=[*RUNS], help="which")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/control_tables"), help="run folders")
+    parser.add_argument("--report", action="store_true", help="tables and pictures of the runs that are there")
+    args = parser.parse_args()
+    if args.report:
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.control_report import write_table
+
+        for table in args.tables:
+            print(write_table(table, RUNS[table], args.output_dir, RESULTS))
+        return
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    work = {}  # a cell that two tables share is run once
+    for table in args.tables:
+        for seed in range(1, 1 + max(cell.seeds for cell in RUNS[table])):
+            for cell in RUNS[table]:
+                if seed <= cell.seeds:
+                    work.setdefault(cell.folder(seed), (cell, seed))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for said in pool.map(lambda item: run_cell(*item, args.output_dir), work.values()):
+            print(said, flush=True)
+
+
+if __name__ == "__main__":
+    main()
