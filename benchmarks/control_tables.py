@@ -167,7 +167,7 @@ def main() -> None:
                 if seed <= cell.seeds:
                     work.setdefault(cell.folder(seed), (cell, seed))
     with ThreadPoolExecutor(args.jobs) as pool:
-        for said in pool.map(lambda item: run_cell(*item, args.output_dir), work.values()):
+        for said in pool.map(lambda item: run_cell(item[0], item[1], args.output_dir), work.values()):
             print(said, flush=True)
 
 

@@ -236,7 +236,7 @@ class PPOConfig(OnPolicyConfig):
         )
 
     def make_critic(self) -> CriticLossFunction:
-        kwargs = dict(self.critic_kwargs or {})  # type: ignore[arg-type]
+        kwargs: dict[str, Any] = dict(self.critic_kwargs or {})  # type: ignore[arg-type]
         if self.cliprange_value is not None:
             if self.critic != "mse":
                 raise ValueError(

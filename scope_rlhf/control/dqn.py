@@ -139,7 +139,7 @@ class Learner:
         self.config, self.session, self.network, self.target, self.actions = config, session, network, target, actions
         self.critic: CriticLossFunction = session.setup.critic
         space = session.setup.observation_space
-        stacked = session.observer.swap  # [frames, height, width]: ale, gymnasium and envpool stack so
+        stacked = session.setup.spec.suite == "atari"  # [frames, height, width]; elsewhere channels are colours
         self.replay = Replay(
             config.buffer_size // session.processes, session.local_envs, space.shape, space.dtype, stacked=stacked
         )

@@ -6,6 +6,7 @@ faster so on CPUs. The division by 255 is done on the weights of the first layer
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class MLP(nn.Module):
         sizes = [inputs, *hidden]
         layers = [
             module
-            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+            for before, after in pairwise(sizes)
             for module in (orthogonal(nn.Linear(before, after)), activation())
         ]
         self.layers = nn.Sequential(nn.Flatten(), *layers)
@@ -198,7 +199,7 @@ def make_encoder(
     shape = observation_space.shape
     channels, height, width = shape if channels_first(observation_space) else (shape[2], *shape[:2])
     kind = ImpalaCNN if network == "impala" else NatureCNN
-    return kind(channels, height, width).to(memory_format=torch.channels_last)
+    return kind(channels, height, width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def check_network(observation_space: Any, network: str | None) -> None:

@@ -21,7 +21,6 @@ from scope_rlhf.objectives import CriticLossFunction
 from scope_rlhf.rl import gae
 from scope_rlhf.runtime.threads import threads
 
-
 # Up to this many environments act on one thread.
 SINGLE_THREADED = 16
 

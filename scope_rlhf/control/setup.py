@@ -1,6 +1,8 @@
 """What a run is made of, checked before an environment starts, and the objects that hold it together."""
 
+import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +58,10 @@ def prepare(config: ControlConfig) -> Setup:
         raise ValueError(
             f"num_envs={config.num_envs} does not divide by the {processes} processes; set --num_envs to a multiple."
         )
-    if isinstance(config, DQNConfig):
-        for name in ("batch_size", "train_frequency"):
-            if getattr(config, name) % processes and name == "batch_size":
-                raise ValueError(f"batch_size={config.batch_size} does not divide by the {processes} processes.")
+    if isinstance(config, DQNConfig) and config.batch_size % processes:
+        raise ValueError(
+            f"batch_size={config.batch_size} does not divide by the {processes} processes; set --batch_size."
+        )
     _check_reporters(config.report_to)
     spec = resolve_environment(
         config.suite,
@@ -71,8 +73,8 @@ def prepare(config: ControlConfig) -> Setup:
         repeat_action_probability=config.repeat_action_probability,
     )
     _check_video(config, spec)
-    if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise ValueError("bf16 is set, but this GPU has no bfloat16; leave --bf16 out.")
+    if config.bf16:
+        _check_bf16()
     try:
         observation_space, action_space = probe_spaces(spec)
     except (TypeError, KeyError) as error:
@@ -115,17 +117,26 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _check_reporters(names: list[str]) -> None:
-    import importlib.util
+def _check_bf16() -> None:
+    """ValueError on a GPU without bfloat16; a warning on a CPU that only emulates it."""
+    if torch.cuda.is_available():
+        if not torch.cuda.is_bf16_supported():
+            raise ValueError("bf16 is set, but this GPU has no bfloat16; leave --bf16 out.")
+    elif not torch.accelerator.is_available():
+        has = getattr(torch.cpu, "get_capabilities", dict)()
+        if has.get("architecture") == "x86_64" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
+            warnings.warn(
+                "bf16: this CPU has no bfloat16 instructions and emulates them, about ten times slower.", stacklevel=3
+            )
 
+
+def _check_reporters(names: list[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"report_to {name} needs the package {name}. Install it with `pip install {name}`.")
 
 
 def _check_video(config: ControlConfig, spec: EnvironmentSpec) -> None:
-    import importlib.util
-
     if config.video is None:
         return
     if spec.suite == "procgen":

@@ -66,8 +66,8 @@ def result_table(run_dir: Run) -> "Table":
 
     run = RunFolder(run_dir)
     table = Table(title=_title(run.read_config()))
-    table.add_column("")
-    table.add_column("", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("mean [95 % interval over episodes]", justify="right")
     for name, value in _results(run):
         table.add_row(name, value)
     return table
@@ -104,7 +104,7 @@ def _results(run: RunFolder) -> list[tuple[str, str]]:
         spread = f" [{format_number(interval.low)}, {format_number(interval.high)}]" if interval else ""
         found.append(
             (
-                f"evaluation, mean of {len(returns)} episodes, 95 % interval",
+                f"evaluation, {len(returns)} episodes",
                 f"{format_number(np.mean(returns))}{spread}",
             )
         )
@@ -112,8 +112,8 @@ def _results(run: RunFolder) -> list[tuple[str, str]]:
     if len(training):
         tail = max(1, len(training) // 10)
         found += [
-            ("training return, first tenth of the log", format_number(float(training[:tail].mean()))),
-            ("training return, last tenth of the log", format_number(float(training[-tail:].mean()))),
+            ("training return, first tenth", format_number(float(training[:tail].mean()))),
+            ("training return, last tenth", format_number(float(training[-tail:].mean()))),
         ]
     if rows:
         found.append(("steps", f"{rows[-1]['step']:,}"))
