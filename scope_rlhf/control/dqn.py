@@ -101,7 +101,8 @@ def train_dqn(config: DQNConfig) -> Path:
             seconds["update"] += time.perf_counter() - started
 
             # Log, evaluate, save
-            if crossed(100 * config.logging_steps, previous, session.global_step):
+            over = session.global_step >= config.total_timesteps
+            if over or crossed(100 * config.logging_steps, previous, session.global_step):
                 session.log({**metrics, "charts/epsilon": epsilon}, seconds)
                 seconds = dict.fromkeys(seconds, 0.0)
             if config.eval_steps and crossed(config.eval_steps, previous, session.global_step):

@@ -86,7 +86,9 @@ def resolve_environment(
     """
     if suite not in SUITES:
         raise ValueError(f"suite {suite!r} is unknown{_near(suite, SUITES)}; valid: {', '.join(SUITES)}; set --suite.")
-    backend = backend or SUITES[suite][0]
+    if backend is None:
+        drawn = suite == "atari" and protocol in ATARI_PROTOCOLS and ATARI_PROTOCOLS[protocol].random_frameskip
+        backend = "gymnasium" if drawn else SUITES[suite][0]
     if backend not in SUITES[suite]:
         raise ValueError(f"backend {backend!r} given, suite {suite} has {', '.join(SUITES[suite])}; set --backend.")
     if not name:
@@ -182,11 +184,10 @@ def _resolve_atari(
         )
     settings = ATARI_PROTOCOLS[chosen].replaced(episodic_life, repeat_action_probability)
     if settings.random_frameskip and backend != "gymnasium":
-        if backend == "envpool":
-            raise ValueError(
-                f"protocol {chosen} draws its frameskip, envpool takes one number; set --backend gymnasium."
-            )
-        backend = "gymnasium"
+        raise ValueError(
+            f"protocol {chosen} draws its frameskip, backend {backend} takes one number; set --backend gymnasium, or "
+            "leave it out."
+        )
     return EnvironmentSpec("atari", plain, backend, chosen, settings, kwargs)
 
 
@@ -241,7 +242,10 @@ def _in_envpool(spec_id: str, suite: str) -> str:
 
 def _require(suite: str, backend: str) -> None:
     packages, extra = _NEEDS[suite]
-    packages = ("gymnasium", "envpool") if backend == "envpool" else packages
+    if backend == "envpool":
+        packages = ("gymnasium", "envpool")
+    elif suite == "atari" and backend == "gymnasium":
+        packages = (*packages, "cv2")
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         extra = "envpool" if backend == "envpool" and suite != "procgen" else extra
