@@ -1,4 +1,4 @@
-"""Atari through gymnasium's wrappers: slower than the vector environment, and able to draw its frameskip and to render."""
+"""Atari through gymnasium's wrappers: slower than the vector environment; it can draw its frameskip, and render."""
 
 from typing import Any
 

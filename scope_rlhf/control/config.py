@@ -1,5 +1,5 @@
-"""Settings of PPO, A2C and DQN on environments. Names are CleanRL's and TRL's; every mistake is told here, by ValueError,
-before an environment starts.
+"""Settings of PPO, A2C and DQN on environments. Names are CleanRL's and TRL's; every mistake is told here, by
+ValueError, before an environment starts.
 """
 
 import json
@@ -236,14 +236,19 @@ class PPOConfig(OnPolicyConfig):
         )
 
     def make_critic(self) -> CriticLossFunction:
-        kwargs = dict(self.critic_kwargs or {})  # type: ignore[arg-type]
-        if self.cliprange_value is not None:
-            if self.critic != "mse":
-                raise ValueError(
-                    f"cliprange_value={self.cliprange_value} given, but cross-entropy has no clip of values; leave it "
-                    f"out with critic {self.critic}."
-                )
-            kwargs["cliprange_value"] = self.cliprange_value
+        if self.cliprange_value is None:
+            return super().make_critic()
+        if self.critic != "mse":
+            raise ValueError(
+                f"cliprange_value={self.cliprange_value} given, but cross-entropy has no clip of values; leave it "
+                f"out with critic {self.critic}."
+            )
+        kwargs = {"cliprange_value": self.cliprange_value, **(self.critic_kwargs or {})}  # type: ignore[dict-item]
+        if kwargs["cliprange_value"] != self.cliprange_value:
+            raise ValueError(
+                f"cliprange_value={self.cliprange_value} and cliprange_value={kwargs['cliprange_value']} in critic_kwargs "
+                "are two values for one clip; set one of them."
+            )
         return make_critic_loss(self.critic, **kwargs)
 
 

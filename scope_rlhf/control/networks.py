@@ -6,6 +6,7 @@ faster so on CPUs. The division by 255 is done on the weights of the first layer
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class MLP(nn.Module):
         sizes = [inputs, *hidden]
         layers = [
             module
-            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+            for before, after in pairwise(sizes)
             for module in (orthogonal(nn.Linear(before, after)), activation())
         ]
         self.layers = nn.Sequential(nn.Flatten(), *layers)
@@ -143,10 +144,6 @@ class ActorCritic(nn.Module):
         features = self.encoder(observations)
         values = features if self.value_encoder is None else self.value_encoder(observations)
         return self.policy_head(features), self.value_head(values)
-
-    def value_outputs(self, observations: Tensor) -> Tensor:
-        """Critic outputs alone, [N, critic.output_size]."""
-        return self.value_head((self.value_encoder or self.encoder)(observations))
 
 
 class QNetwork(nn.Module):
@@ -198,7 +195,7 @@ def make_encoder(
     shape = observation_space.shape
     channels, height, width = shape if channels_first(observation_space) else (shape[2], *shape[:2])
     kind = ImpalaCNN if network == "impala" else NatureCNN
-    return kind(channels, height, width).to(memory_format=torch.channels_last)
+    return kind(channels, height, width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def check_network(observation_space: Any, network: str | None) -> None:

@@ -56,10 +56,8 @@ def prepare(config: ControlConfig) -> Setup:
         raise ValueError(
             f"num_envs={config.num_envs} does not divide by the {processes} processes; set --num_envs to a multiple."
         )
-    if isinstance(config, DQNConfig):
-        for name in ("batch_size", "train_frequency"):
-            if getattr(config, name) % processes and name == "batch_size":
-                raise ValueError(f"batch_size={config.batch_size} does not divide by the {processes} processes.")
+    if isinstance(config, DQNConfig) and config.batch_size % processes:
+        raise ValueError(f"batch_size={config.batch_size} does not divide by the {processes} processes.")
     _check_reporters(config.report_to)
     spec = resolve_environment(
         config.suite,
@@ -87,8 +85,8 @@ def prepare(config: ControlConfig) -> Setup:
 
         if not isinstance(action_space, gymnasium.spaces.Discrete):
             raise ValueError(
-                f"DQN needs discrete actions, but {spec.name} has {action_space}; set --algorithm ppo or a2c, which take "
-                "continuous ones."
+                f"DQN needs discrete actions, but {spec.name} has {action_space}; set --algorithm ppo or a2c, which "
+                "take continuous ones."
             )
         policy = CategoricalPolicy(int(action_space.n), int(action_space.start))
     sticky = 0.0 if spec.suite == "atari" else config.repeat_action_probability or 0.0
