@@ -1,6 +1,6 @@
 """Atari: three protocols, and the environments that follow them.
 
-| protocol | sticky actions | frameskip | no-ops at the start | a lost life ends the learner's episode | starts by firing |
+| protocol | sticky actions | frameskip | no-ops first | a lost life ends the learner's episode | starts by firing |
 |---|---|---|---|---|---|
 | v5 (Machado et al., arXiv 1709.06009) | .25 | 4 | 0 | no | no |
 | NoFrameskip-v4 (DQN, arXiv 1312.5602; baselines) | 0 | 4 | up to 30 | yes, in training | yes |
