@@ -128,9 +128,8 @@ class ControlConfig:
 
     def between(self, name: str, low: float, high: float, open_low: bool = False) -> None:
         value = getattr(self, name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high) or (
-            open_low and value == low
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (number and low <= value <= high) or (open_low and value == low):
             sign = ">" if open_low else ">="
             bound = f"a number {sign} {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
             raise ValueError(f"{name} must be {bound}, got {value!r}; set --{name}.")
@@ -207,6 +206,8 @@ class PPOConfig(OnPolicyConfig):
     adam_epsilon: float = option(1e-5, "Adam's epsilon.")
 
     def _check(self) -> None:
+        if self.cliprange_value is not None:
+            self.between("cliprange_value", 0, math.inf, open_low=True)
         super()._check()
         self.at_least("num_ppo_epochs", 1)
         self.at_least("num_mini_batches", 1)
@@ -224,8 +225,6 @@ class PPOConfig(OnPolicyConfig):
             raise ValueError(
                 f"clip_scheduler_type=linear needs an objective with clip_low and clip_high; {self.objective} has none."
             )
-        if self.cliprange_value is not None:
-            self.between("cliprange_value", 0, math.inf, open_low=True)
 
     def make_objective(self) -> Objective:
         return make_trainer_objective(

@@ -131,9 +131,11 @@ def _check_video(config: ControlConfig, spec: EnvironmentSpec) -> None:
     packages = ["PIL"] if config.video == "gif" else ["imageio", "imageio_ffmpeg"]
     if spec.suite in ("classic", "box2d"):
         packages.append("pygame")
+    if spec.suite == "atari":
+        packages.append("cv2")
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(
             f"video={config.video} of suite {spec.suite} needs {' and '.join(missing)}. Install with "
-            '`pip install "scope-rlhf[video]"`.'
+            f'`pip install "scope-rlhf[{"atari,video" if spec.suite == "atari" else "video"}]"`.'
         )

@@ -17,8 +17,8 @@ def place(environment: int, episode: int, t: int) -> list[float]:
 class ScriptedVector:
     """A vector environment in one of the autoreset modes.
 
-    script[i]: the episodes of environment i in order, over and over, each (rewards, "terminated" | "truncated" | "both").
-    A step of reset returns the reward SPOILT and all flags set.
+    script[i]: the episodes of environment i in order, over and over, each (rewards, "terminated", "truncated" or
+    "both"). A step of reset returns the reward SPOILT and all flags set.
     """
 
     def __init__(self, script: list[list[tuple[list[float], str]]], mode: str):

@@ -195,7 +195,7 @@ def test_the_policy_of_a_space(space, policy, kind, outputs):
         (
             spaces.Discrete(4),
             {"policy": "binned"},
-            "policy 'binned' is for continuous actions, but Pong has 4 discrete",
+            "'binned' is for continuous actions, but Pong has 4 discrete",
         ),
         (spaces.Discrete(4), {"per_dimension": True}, "per_dimension needs several action dimensions, Pong has one"),
         (spaces.MultiDiscrete([2, 3]), {}, "expected Discrete or a flat Box"),

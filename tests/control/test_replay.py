@@ -19,7 +19,13 @@ class Play:
     """
 
     def __init__(self, num_envs, depth, seed, mode="next_step", mean_length=9):
-        self.rng, self.n, self.depth, self.mode, self.mean = np.random.default_rng(seed), num_envs, depth, mode, mean_length
+        self.rng, self.n, self.depth, self.mode, self.mean = (
+            np.random.default_rng(seed),
+            num_envs,
+            depth,
+            mode,
+            mean_length,
+        )
         self.stacks = [self._first() for _ in range(num_envs)]
         self.resetting = np.zeros(num_envs, dtype=bool)
 
