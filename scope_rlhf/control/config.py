@@ -245,8 +245,8 @@ class PPOConfig(OnPolicyConfig):
         kwargs = {"cliprange_value": self.cliprange_value, **(self.critic_kwargs or {})}  # type: ignore[dict-item]
         if kwargs["cliprange_value"] != self.cliprange_value:
             raise ValueError(
-                f"cliprange_value={self.cliprange_value} and {kwargs['cliprange_value']} in critic_kwargs are two values "
-                "for one clip; set one of them."
+                f"cliprange_value={self.cliprange_value} and {kwargs['cliprange_value']} in critic_kwargs are two "
+                "values for one clip; set one of them."
             )
         return make_critic_loss(self.critic, **kwargs)
 

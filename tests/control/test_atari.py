@@ -40,11 +40,11 @@ def breakout(training, **kwargs):
 
 
 def test_the_protocols_are_those_of_the_table():
-    assert ATARI_PROTOCOLS == {
+    assert {
         "v5": AtariProtocol(0.25, 4, 0, False, False, False),
         "NoFrameskip-v4": AtariProtocol(0.0, 4, 30, True, True, False),
         "v0": AtariProtocol(0.25, 4, 0, False, False, True),
-    }
+    } == ATARI_PROTOCOLS
 
 
 def test_a_lost_life_terminates_for_the_learner_the_next_step_counts_and_the_game_goes_on():

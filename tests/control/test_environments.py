@@ -192,9 +192,9 @@ def test_rewards_are_those_of_the_environment_itself():
     environments.reset(0)
     single.reset(seed=0)
     for _ in range(5):
-        reward = single.step(np.array([0.5], dtype=np.float32))[1]
+        reward = float(single.step(np.array([0.5], dtype=np.float32))[1])
         step = environments.step(np.array([[0.5]], dtype=np.float32))
-        assert step.rewards[0] == pytest.approx(float(reward)) and reward < 0
+        assert step.rewards[0] == pytest.approx(reward) and reward < 0
     environments.close()
 
 

@@ -190,8 +190,9 @@ def test_gymnasiums_own_vector_environment_gives_the_transitions_of_the_script(m
     observations = environments.reset(0)
     for _ in range(30):
         step = environments.step(np.zeros(3, dtype=np.int64))
+        final = step.observations if step.final_observations is None else step.final_observations
         for i in np.flatnonzero(step.counts):
-            after = step.final_observations[i] if step.truncated[i] else step.observations[i]
+            after = final[i] if step.truncated[i] else step.observations[i]
             end = bool(step.terminated[i]), bool(step.truncated[i])
             after = None if step.terminated[i] else after.tolist()
             found[i].append((observations[i].tolist(), float(step.rewards[i]), *end, after))
