@@ -169,12 +169,13 @@ def test_rows_that_do_not_count_are_left_out():
 
 def test_the_observation_may_be_overwritten_by_its_environment_after_it_was_added():
     replay = make(20, 1, 0)
-    now, then = np.ones((1, 3), dtype="f4"), np.full((1, 3), 2.0, dtype="f4")
-    for _ in range(3):
-        replay.add(now, np.zeros(1), np.zeros(1), np.zeros(1, bool), then, np.ones(1, bool))
-        now[:], then[:] = then, then + 1
+    first, buffer, last = (np.full((1, 3), x, dtype="f4") for x in (1, 2, 11))
+    rest = np.zeros(1), np.zeros(1), np.zeros(1, bool)
+    replay.add(first, *rest, buffer, np.ones(1, bool))
+    buffer[:] = 10  # the next episode starts in the same memory
+    replay.add(buffer, *rest, last, np.ones(1, bool))
     batch = replay.sample(50, np.random.default_rng(0))
-    assert sorted(set(batch["observations"][:, 0].tolist())) == [1.0, 2.0, 3.0]
+    assert sorted(set(batch["observations"][:, 0].tolist())) == [1.0, 10.0]
     torch.testing.assert_close(batch["next_observations"], batch["observations"] + 1)
 
 

@@ -174,8 +174,9 @@ def test_without_a_probability_actions_pass_untouched():
 
 def test_a_saved_stickiness_continues_the_same_stream_and_starts_with_nothing_to_repeat():
     original, resumed = StickyActions(0.5, 3), StickyActions(0.5, 4)
-    for _ in range(3):
-        original(np.zeros(N, dtype=np.int64))
+    for sticky in (original, original, original, resumed):
+        sticky(np.zeros(N, dtype=np.int64))
+    resumed.observe(NONE, ALL)  # it would repeat what it did before it was loaded
     resumed.load_state_dict(original.state_dict())
     original.observe(ALL, ALL)  # new episodes, as the resumed one has them
     for number in range(1, 4):

@@ -33,13 +33,12 @@ def model(observations):
     return torch.stack([t - 1, 1 - t], dim=1) * 0.3, value(i, episode, t).unsqueeze(1)
 
 
-def collector(mode, steps, envs=None, **shaping):
+def collector(mode, steps, envs=None, sticky=0.0, **shaping):
     environments = Environments(envs or ScriptedVector(SCRIPT, mode))
     observer = Observer(environments.observation_space, CPU, False)
     shaper = RewardShaper(3, GAMMA, 0, **shaping)
-    made = Collector(
-        environments, model, CategoricalPolicy(2), make_critic_loss("mse"), observer, shaper, StickyActions(0, 0), steps
-    )
+    policy, critic, repeat = CategoricalPolicy(2), make_critic_loss("mse"), StickyActions(sticky, 0)
+    made = Collector(environments, model, policy, critic, observer, shaper, repeat, steps)
     made.restart(0)
     return made
 
@@ -146,6 +145,19 @@ def test_the_environments_get_the_stored_actions():
     envs = ScriptedVector(SCRIPT, "NEXT_STEP")
     rollout = collector("NEXT_STEP", 9, envs).collect()
     np.testing.assert_array_equal(np.stack(envs.actions), rollout.actions.numpy())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_actions_that_stick_are_repeated_within_an_episode_and_the_rollout_keeps_the_chosen_ones(mode):
+    torch.manual_seed(1)
+    envs = ScriptedVector(SCRIPT, mode)
+    rollout = collector(mode, 17, envs, sticky=1.0).collect()
+    _, episodes, times = rollout.observations.unbind(2)
+    done, chosen, stuck = np.stack(envs.actions), rollout.actions.numpy(), 0
+    for t, i in rollout.counts.nonzero().tolist():
+        assert done[t, i] == (chosen[t, i] if times[t, i] == 0 else done[t - 1, i])
+        stuck += done[t, i] != chosen[t, i]
+    assert stuck > 5 and len(episodes.unique()) > 3
 
 
 def test_episodes_carry_the_true_return_and_the_step_they_ended_in_whatever_the_rewards_are_shaped_to():
