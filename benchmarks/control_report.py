@@ -13,10 +13,10 @@ from scope_rlhf.runtime.files import write_text
 
 # What a table says of itself.
 NOTES = {
-    "learning": "Targets: CartPole at least 475, LunarLander at least 200 (PPO), interquartile mean at least 150 (A2C).",
+    "learning": "Targets: CartPole 475; LunarLander 200 by PPO, and an interquartile mean of 150 by A2C.",
     "noise": (
-        "Rewards lose their sign with probability .1 in training only. symmetric has alpha .5 and beta 1: masked, as its "
-        "authors' code is, it is ppo with policy_coef 1.5, the control in the row beside it. Differences are to ppo."
+        "Rewards lose their sign with probability .1 in training only. symmetric has alpha .5 and beta 1: masked, as "
+        "its authors' code is, it is ppo with policy_coef 1.5, the control in the row beside it. Differences are to ppo."
     ),
     "critics": "The support of hl_gauss is the range of the discounted returns. Differences are to mse in its panel.",
     "continuous": "PPO with normalised observations and rewards, 500,000 steps.",
@@ -72,9 +72,9 @@ def write_table(table: str, cells: Sequence[Any], runs: Path, results: Path) -> 
     )  # fmt: skip
     text = f"""# Control: {table}
 
-`python benchmarks/control_tables.py {table}`; each row the seeds 1 to n, {_versions(panels)}. Evaluation: mean over seeds of
-the mean of their episodes, Student's interval over seeds; the curve's mean is the area under the training returns. Differences
-are to the first row of the same environment, with Welch's 95 % interval. {NOTES[table]}
+`python benchmarks/control_tables.py {table}`; each row the seeds 1 to n, {_versions(panels)}. Evaluation: mean over
+seeds of the mean of their episodes, Student's interval over seeds; the curve's mean is the area under the training
+returns. Differences are to the first row of the same environment, with Welch's 95 % interval. {NOTES[table]}
 
 {markdown_table(header, rows, "llrrrrrrr")}
 

@@ -5,10 +5,10 @@
     python benchmarks/control_tables.py sb3 --peers_python peers/bin/python      # benchmarks/peers/requirements.txt
     python benchmarks/control_tables.py learning --report                        # tables and pictures of what is there
 
-Every run is a folder of its own and is not made again; an interrupted one goes on. Seeds 1 to 5 are reported. Settings are
-the defaults of `scope-rlhf control` and were not changed after looking at these seeds; all else is in RUNS. Results go to
-benchmarks/results/control_<table>.md and .png. An evaluation is the mean of 20 episodes of the last policy, its most
-probable actions, on environments of their own.
+Every run is a folder of its own and is not made again; an interrupted one goes on. Seeds 1 to 5 are reported. Settings
+are the defaults of `scope-rlhf control`, which were not changed after looking at these seeds; all else is in RUNS.
+Results go to benchmarks/results/control_<table>.md and .png. An evaluation is the mean of 20 episodes of the last
+policy, its most probable actions, on environments of their own.
 """
 
 import argparse
@@ -116,7 +116,8 @@ RUNS: dict[str, list[Cell]] = {
     ),
     "atari": _cells(
         "Pong",
-        "--suite atari --env Pong --protocol NoFrameskip-v4 --total_timesteps 1000000 --save_steps 50 --num_eval_episodes 5",
+        "--suite atari --env Pong --protocol NoFrameskip-v4 --total_timesteps 1000000 --save_steps 50 "
+        "--num_eval_episodes 5",
         {"ppo": ("--objective", "ppo")},
         seeds=1,
     ),

@@ -6,7 +6,9 @@
     python recipes/atari_ppo.py --config recipes/configs/atari_ppo_cleanrl.yaml        # CleanRL's setting
 
 Another objective: --objective ppo|scope|symmetric|focal|policy_entropy, or path/to/file.py:Class for one's own. About
-300 actions (1,200 frames) a second on two CPU cores. Several processes: torchrun --nproc_per_node 2 recipes/atari_ppo.py.
+300 actions (1,200 frames) a second on two CPU cores. Several processes:
+
+    torchrun --nproc_per_node 2 recipes/atari_ppo.py
 """
 
 import sys

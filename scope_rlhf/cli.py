@@ -99,7 +99,8 @@ environment
 objective and critic
   --objective NAME                  see `scope-rlhf objectives`; path/to/file.py:Class or module:Class for your own
   --objective_kwargs JSON           its parameters, such as '{"alpha": 0.3}'
-  --critic NAME                     mse, hl_gauss, two_hot, and c51 for dqn; --critic_kwargs '{"v_min": -10, "v_max": 10}'
+  --critic NAME                     mse, hl_gauss, two_hot, and c51 for dqn; all but mse need the range of the returns:
+  --critic_kwargs JSON              such as '{"v_min": -10, "v_max": 10}'
   --ent_coef X                      --vf_coef X
 
 training

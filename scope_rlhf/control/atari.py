@@ -1,14 +1,14 @@
 """Atari: three protocols, and the environments that follow them.
 
-| protocol | sticky actions | frameskip | no-ops at the start | a lost life ends the episode for the learner | fire at the start |
+| protocol | sticky actions | frameskip | no-ops first | a lost life ends the learner's episode | starts by firing |
 |---|---|---|---|---|---|
 | v5 (Machado et al., arXiv 1709.06009) | .25 | 4 | 0 | no | no |
 | NoFrameskip-v4 (DQN, arXiv 1312.5602; baselines) | 0 | 4 | up to 30 | yes, in training | yes |
 | v0 (what the scope paper names; gym's old ids) | .25 | 2, 3 or 4 at random | 0 | no | no |
 
-All: grey 84 x 84, the maximum of the last two frames (v0: the last frame, as gym's old environments), 4 stacked, minimal
-action set, an episode is cut after 108,000 frames. A game is reset when it is over, never at a lost life: the vector
-environment's own episodic_life would reset the whole game there, so that no learner ever sees its second life.
+All: grey 84 x 84, the maximum of the last two frames (v0: the last frame, as gym's old environments), 4 stacked,
+minimal action set, an episode is cut after 108,000 frames. A game is reset when it is over, never at a lost life: the
+vector environment's own episodic_life would reset the whole game there, so that no learner ever sees its second life.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Atari through gymnasium's wrappers: slower than the vector environment, and able to draw its frameskip and to render."""
+"""Atari through gymnasium's wrappers: slower than the vector environment; it can draw its frameskip, and render."""
 
 from typing import Any
 
@@ -38,23 +38,23 @@ class _Lives(gymnasium.Wrapper):
         super().__init__(env)
         meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
         self._episodic, self._fire = episodic, fire and "FIRE" in meanings[1:2]
-        self._lives, self._over = 0, True
+        self._lives, self._over, self._latest = 0, True, None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        if self._over or seed is not None:
-            observation, info = self.env.reset(seed=seed, options=options)
-            first = 1 if self._fire else None
-        else:
-            observation, info, first = None, {}, 0  # the game goes on with a no-op
-        if first is not None:
-            observation, _, terminated, truncated, info = self.env.step(first)
+        if not self._over and seed is None:
+            # The game goes on where it is: a step here would hide its reward, and perhaps the end of the game.
+            return self._latest, {}
+        observation, info = self.env.reset(seed=seed, options=options)
+        if self._fire:
+            observation, _, terminated, truncated, info = self.env.step(1)
             if terminated or truncated:
                 observation, info = self.env.reset(options=options)
-        self._over, self._lives = False, self._lives_left()
+        self._over, self._lives, self._latest = False, self._lives_left(), observation
         return observation, info
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = self.env.step(action)
+        self._latest = observation
         left = self._lives_left()
         self._over = bool(terminated or truncated)
         lost, self._lives = left < self._lives, left

@@ -1,5 +1,5 @@
-"""Settings of PPO, A2C and DQN on environments. Names are CleanRL's and TRL's; every mistake is told here, by ValueError,
-before an environment starts.
+"""Settings of PPO, A2C and DQN on environments. Names are CleanRL's and TRL's; every mistake is told here, by
+ValueError, before an environment starts.
 """
 
 import json
@@ -128,9 +128,8 @@ class ControlConfig:
 
     def between(self, name: str, low: float, high: float, open_low: bool = False) -> None:
         value = getattr(self, name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high) or (
-            open_low and value == low
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (number and low <= value <= high) or (open_low and value == low):
             sign = ">" if open_low else ">="
             bound = f"a number {sign} {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
             raise ValueError(f"{name} must be {bound}, got {value!r}; set --{name}.")
@@ -207,6 +206,8 @@ class PPOConfig(OnPolicyConfig):
     adam_epsilon: float = option(1e-5, "Adam's epsilon.")
 
     def _check(self) -> None:
+        if self.cliprange_value is not None:
+            self.between("cliprange_value", 0, math.inf, open_low=True)
         super()._check()
         self.at_least("num_ppo_epochs", 1)
         self.at_least("num_mini_batches", 1)
@@ -224,8 +225,6 @@ class PPOConfig(OnPolicyConfig):
             raise ValueError(
                 f"clip_scheduler_type=linear needs an objective with clip_low and clip_high; {self.objective} has none."
             )
-        if self.cliprange_value is not None:
-            self.between("cliprange_value", 0, math.inf, open_low=True)
 
     def make_objective(self) -> Objective:
         return make_trainer_objective(
@@ -236,14 +235,19 @@ class PPOConfig(OnPolicyConfig):
         )
 
     def make_critic(self) -> CriticLossFunction:
-        kwargs: dict[str, Any] = dict(self.critic_kwargs or {})  # type: ignore[arg-type]
-        if self.cliprange_value is not None:
-            if self.critic != "mse":
-                raise ValueError(
-                    f"cliprange_value={self.cliprange_value} given, but cross-entropy has no clip of values; leave it "
-                    f"out with critic {self.critic}."
-                )
-            kwargs["cliprange_value"] = self.cliprange_value
+        if self.cliprange_value is None:
+            return super().make_critic()
+        if self.critic != "mse":
+            raise ValueError(
+                f"cliprange_value={self.cliprange_value} given, but cross-entropy has no clip of values; leave it "
+                f"out with critic {self.critic}."
+            )
+        kwargs = {"cliprange_value": self.cliprange_value, **(self.critic_kwargs or {})}  # type: ignore[dict-item]
+        if kwargs["cliprange_value"] != self.cliprange_value:
+            raise ValueError(
+                f"cliprange_value={self.cliprange_value} and {kwargs['cliprange_value']} in critic_kwargs are two "
+                "values for one clip; set one of them."
+            )
         return make_critic_loss(self.critic, **kwargs)
 
 

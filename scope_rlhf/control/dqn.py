@@ -1,4 +1,4 @@
-"""DQN with a scalar or a categorical critic (mse, two-hot, C51, HL-Gauss), uniform uint8 replay and a target network."""
+"""DQN with a scalar or a categorical critic (mse, two-hot, C51, HL-Gauss), uniform replay and a target network."""
 
 import time
 from collections.abc import Mapping

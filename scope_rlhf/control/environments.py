@@ -212,16 +212,19 @@ def _registered(suite: str, name: str) -> str:
 
     if ":" in name:  # module:Id-v0, the module registers it
         module, _, name = name.partition(":")
-        if importlib.util.find_spec(module.partition(".")[0]) is None:
-            raise ValueError(f"env {module}:{name}: there is no module {module!r} to import; set --env.")
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, and lacks another one
+            raise ValueError(f"env {module}:{name}: there is no module {module!r} to import; set --env.") from error
     inside = _MODULES.get(suite)
     known = [
         key
         for key, spec in gymnasium.registry.items()
         if inside is None or (isinstance(spec.entry_point, str) and inside in spec.entry_point)
     ]
-    versions = [key for key in known if key.rpartition("-v")[0] == name]
+    versions = [key for key in known if re.fullmatch(rf"{re.escape(name)}-v\d+", key)]
     chosen = name if name in known else max(versions, key=lambda key: int(key.rpartition("-v")[2]), default=None)
     if chosen is None:
         names = sorted({key.rpartition("-v")[0] or key for key in known})

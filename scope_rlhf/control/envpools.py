@@ -1,4 +1,4 @@
-"""envpool, an optional backend: C++ environments on a thread pool. Its Procgen loads Qt 5, which PyPI has as a wheel."""
+"""envpool, an optional backend: C++ environments on a thread pool. Its Procgen loads Qt 5, a wheel on PyPI."""
 
 import ctypes
 import importlib.util
@@ -55,7 +55,7 @@ def _import_envpool() -> Any:
     if importlib.util.find_spec("envpool") is None:
         raise ImportError('envpool is not installed. Install it with `pip install "scope-rlhf[envpool]"`.')
     _preload_qt()
-    import envpool
+    import envpool  # pyright: ignore[reportMissingImports]
 
     return envpool
 

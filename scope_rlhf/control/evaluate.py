@@ -90,7 +90,7 @@ def film_episode(
     seed: int,
     max_steps: int = 3_000,
 ) -> Path:
-    """One whole episode, at most max_steps of it, as an mp4 or a gif at `path`; frames as the environment renders them."""
+    """One whole episode, at most max_steps of it, as an mp4 or a gif at `path`, of the environment's own frames."""
     env = make_single(spec)
     frames = []
     with isolated_randomness(seed):

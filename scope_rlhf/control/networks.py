@@ -145,10 +145,6 @@ class ActorCritic(nn.Module):
         values = features if self.value_encoder is None else self.value_encoder(observations)
         return self.policy_head(features), self.value_head(values)
 
-    def value_outputs(self, observations: Tensor) -> Tensor:
-        """Critic outputs alone, [N, critic.output_size]."""
-        return self.value_head((self.value_encoder or self.encoder)(observations))
-
 
 class QNetwork(nn.Module):
     """Action values: observations [N, ...] -> critic outputs of every action [N, V, critic.output_size]."""

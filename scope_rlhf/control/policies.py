@@ -164,6 +164,8 @@ def make_policy(
         raise ValueError(
             f"{env or 'the environment'} has the action space {action_space}, expected Discrete or a flat Box."
         )
+    if per_dimension and action_space.shape[0] == 1:
+        raise ValueError(f"per_dimension needs several action dimensions, {env or 'the environment'} has one.")
     if policy == "categorical":
         raise ValueError(
             f"policy 'categorical' needs discrete actions, but {env or 'the environment'} has {action_space.shape[0]} "

@@ -115,7 +115,7 @@ class PPOUpdater:
         self.needs_entropy = bool(config.ent_coef) or getattr(self.objective, "needs_entropy", False)
 
     def set_clip(self, share: float) -> None:
-        """Shrink the clips of the ratio and of the value to this share; 0 would refuse every change, so it is kept > 0."""
+        """Shrink the clips of the ratio and of the value to this share, which is > 0: 0 would refuse every change."""
         if share == 1.0:
             self.objective, self.critic = self._full
             return

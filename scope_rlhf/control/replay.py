@@ -79,7 +79,8 @@ class Replay:
         total = int(filled.sum())
         if not total:
             raise ValueError("the replay is empty: nothing to sample")
-        # Transitions whose first frame was overwritten are drawn again; there are few, and none before the ring is full.
+        # Transitions whose first frame was overwritten are drawn again; there are few, and none before the ring is
+        # full.
         bounds = np.cumsum(filled)
         chosen_i, chosen_slot = np.empty(0, np.int64), np.empty(0, np.int64)
         while len(chosen_i) < batch_size:
@@ -116,8 +117,8 @@ class Replay:
         """ValueError where the replay has another size."""
         if state["_before"].shape != self._before.shape:
             raise ValueError(
-                f"the checkpoint's replay holds {tuple(state['_before'].shape)} transitions (environments x slots), this "
-                f"run's {self._before.shape}; set --buffer_size and --num_envs to what was saved."
+                f"the checkpoint's replay holds {tuple(state['_before'].shape)} transitions (environments x slots), "
+                f"this run's {self._before.shape}; set --buffer_size and --num_envs to what was saved."
             )
         for name in self._ARRAYS:
             getattr(self, name)[...] = state[name].numpy()

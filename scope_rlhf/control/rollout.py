@@ -31,8 +31,8 @@ class EnvironmentFailure(RuntimeError):
 
 @dataclass
 class Rollout:
-    """T steps of N environments. observations [T, N, ...] as stored; actions [T, N, ...]; log_probs [T, N], or [T, N, K]
-    per dimension; values, rewards, terminated, truncated, truncation_values, counts [T, N]; last_values [N].
+    """T steps of N environments. observations [T, N, ...] as stored; actions [T, N, ...]; log_probs [T, N], or
+    [T, N, K] per dimension; values, rewards, terminated, truncated, truncation_values, counts [T, N]; last_values [N].
 
     counts: False at steps that only reset an environment. episodes: those finished, with the step they ended in.
     """

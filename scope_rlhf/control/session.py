@@ -1,5 +1,5 @@
-"""The life of one run around its loop: processes, folder, log, evaluation, checkpoints. What is learned is in ppo.py, a2c.py
-and dqn.py.
+"""The life of one run around its loop: processes, folder, log, evaluation, checkpoints. What is learned is in ppo.py,
+a2c.py and dqn.py.
 """
 
 import random
@@ -165,7 +165,7 @@ class Session(AbstractContextManager["Session"]):
     # Logging
 
     def log(self, metrics: Mapping[str, float | Tensor], seconds: Mapping[str, float]) -> None:
-        """One line under global_step: metrics, the episodes since the last line, `seconds` of the phases as time/<phase>."""
+        """One line under global_step: metrics, the episodes since the last line, `seconds` as time/<phase>."""
         episodes, self.episodes = self.episodes, []
         sums = torch.tensor(
             [len(episodes), sum(e.episodic_return for e in episodes), sum(e.length for e in episodes)],

@@ -89,8 +89,8 @@ def prepare(config: ControlConfig) -> Setup:
 
         if not isinstance(action_space, gymnasium.spaces.Discrete):
             raise ValueError(
-                f"DQN needs discrete actions, but {spec.name} has {action_space}; set --algorithm ppo or a2c, which take "
-                "continuous ones."
+                f"DQN needs discrete actions, but {spec.name} has {action_space}; set --algorithm ppo or a2c, which "
+                "take continuous ones."
             )
         policy = CategoricalPolicy(int(action_space.n), int(action_space.start))
     sticky = 0.0 if spec.suite == "atari" else config.repeat_action_probability or 0.0
@@ -144,9 +144,11 @@ def _check_video(config: ControlConfig, spec: EnvironmentSpec) -> None:
     packages = ["PIL"] if config.video == "gif" else ["imageio", "imageio_ffmpeg"]
     if spec.suite in ("classic", "box2d"):
         packages.append("pygame")
+    if spec.suite == "atari":
+        packages.append("cv2")
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(
             f"video={config.video} of suite {spec.suite} needs {' and '.join(missing)}. Install with "
-            '`pip install "scope-rlhf[video]"`.'
+            f'`pip install "scope-rlhf[{"atari,video" if spec.suite == "atari" else "video"}]"`.'
         )

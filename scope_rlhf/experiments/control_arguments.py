@@ -114,8 +114,7 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
 def parse_control(
     argv: Sequence[str], prog: str | None = None, suite: str | None = None, algorithm: str | None = None
 ) -> tuple[str, ControlConfig]:
-    """(algorithm, settings). `suite` and `algorithm` are what a recipe is for; the command line and the file say otherwise
-    only where it names none.
+    """(algorithm, settings). `suite` and `algorithm` are what a recipe is for: nothing else can be asked of it.
 
     Raises ValueError for an unknown suite, algorithm, flag or key, and for settings that cannot work.
     """
@@ -136,7 +135,6 @@ def parse_control(
         meant = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"suite {of_suite!r} is unknown{meant}; valid: {', '.join(SUITES)}; set --suite.")
     defaults = {"suite": of_suite, "env": "", **DEFAULTS.get((of_suite, chosen), {})}
-    # A support is part of a critic: another critic than the file's does not inherit it.
     (settings,) = parse_settings((ALGORITHMS[chosen],), defaults, argv, config, config_file, prog)
     return chosen, settings
 

@@ -1,4 +1,4 @@
-"""Reports of control runs: one run's curves, table and page; and learning curves of several runs, with seeds and spread."""
+"""Reports of control runs: one run's curves, table and page; learning curves of several runs, with seeds and spread."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -169,8 +169,8 @@ def plot_learning_curves(
     smooth: float = 0.05,
     note: str = "",
 ) -> Path:
-    """One panel for each environment, in it one line for each label: the mean over its runs (seeds), with each run faint
-    behind it and the band from the least to the greatest run.
+    """One panel for each environment, in it one line for each label: the mean over its runs (seeds), and the band from
+    the least to the greatest of them.
 
     smooth: width of a moving average, as a share of the curve. Curves are aligned on the steps that all runs of a label
     have.

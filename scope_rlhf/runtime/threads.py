@@ -43,8 +43,8 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks of up to 32 MB for the next step, in place of giving their pages back and faulting them
-    in again; whether it took it (not on other systems). For loops whose steps allocate the same sizes again and again.
+    """Let glibc keep freed blocks of up to 32 MB for the next step, in place of giving their pages back and faulting
+    them in again; whether it did (not on other systems). For loops whose steps allocate the same sizes again and again.
     """
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
     try:

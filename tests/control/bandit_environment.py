@@ -1,4 +1,4 @@
-"""Environments for the tests, by `bandit_environment:Bandit-v0`: episodes of one step, whose state nothing depends on."""
+"""Environments for the tests, by `bandit_environment:Bandit-v0`: episodes of one step, always the same."""
 
 import os
 import signal
@@ -8,7 +8,8 @@ import numpy as np
 
 
 class Bandit(gymnasium.Env):
-    """Two observations in turn, three arms with fixed rewards; or, continuous, minus the distance to .5 in two dimensions.
+    """Two observations in turn, three arms with fixed rewards; or, continuous, minus the distance to .5 in both
+    dimensions.
 
     BANDIT_KILL / BANDIT_CRASH: after this many steps of one environment the process is killed, or the step raises.
     """

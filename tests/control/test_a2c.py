@@ -34,7 +34,7 @@ def test_symmetric_a2c_is_not_plain_a2c_rescaled_as_symmetric_ppo_is(tmp_path):
 
 
 def test_an_update_is_one_rmsprop_step_on_the_loss_written_out_by_hand(tmp_path):
-    """-mean(A log p) - ent_coef mean(H) + vf_coef mean((V - R)^2) / 2 over the counted steps, from the environment's loop."""
+    """-mean(A log p) - ent_coef mean(H) + vf_coef mean((V - R)^2) / 2 over the counted steps."""
     config = A2CConfig(
         **script.COMMON, num_steps=script.STEPS, output_dir=str(tmp_path), ent_coef=0.02, max_grad_norm=0.0, vf_coef=0.7
     )

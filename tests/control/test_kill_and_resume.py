@@ -1,5 +1,5 @@
-"""A killed run goes on exactly; a crashed environment ends it with a checkpoint. Environments whose state does not matter:
-what is left is the learner.
+"""A killed run goes on exactly; a crashed environment ends it with a checkpoint. The environments are such that their
+state does not matter: what is left is the learner.
 """
 
 import json
