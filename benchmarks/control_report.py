@@ -16,9 +16,9 @@ NOTES = {
     "learning": "Targets: CartPole 475; LunarLander 200 by PPO, and an interquartile mean of 150 by A2C.",
     "noise": (
         "Rewards lose their sign with probability .1 in training only. symmetric has alpha .5 and beta 1: masked, as "
-        "its authors' code is, it is ppo with policy_coef 1.5, the control in the row beside it. Differences are to ppo."
+        "its authors' code is, it is ppo with policy_coef 1.5, the control beside it. Differences are to ppo."
     ),
-    "critics": "The support of hl_gauss is the range of the discounted returns. Differences are to mse in its panel.",
+    "critics": "The support of hl_gauss spans the discounted returns. Differences are to mse in its panel.",
     "continuous": "PPO with normalised observations and rewards, 500,000 steps.",
     "atari": "Protocol NoFrameskip-v4. Evaluations play whole games with sampled actions.",
 }

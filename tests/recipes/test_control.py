@@ -47,7 +47,7 @@ def test_two_updates_of_each_recipe_end_with_a_report(tmp_path, name, capsys):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "Run it again" in report
     if "--num_eval_episodes" not in RECIPES[name] or "0" not in RECIPES[name]:
-        assert len(run.read_evaluation()["returns"]) == 1
+        assert len((run.read_evaluation() or {})["returns"]) == 1
     assert str(tmp_path) in capsys.readouterr().out
 
 
