@@ -9,6 +9,7 @@ import pytest
 
 from scope_rlhf.objectives import OBJECTIVES, make_objective
 from scope_rlhf.objectives.contract import check_objective
+from scope_rlhf.runtime import RunFolder
 from scope_rlhf.trainers import ScopePPOConfig
 from tests.trainers.makers import make_trainer
 
@@ -98,3 +99,36 @@ def test_the_examples_of_the_evaluation_run_as_they_stand_and_log_the_keys_that_
     logged = {key for row in trainer.state.log_history for key in row if key.startswith("win_rate")}
     assert logged == set(re.findall(r"`(win_rate(?:/\w+)?)`", section))
     exec(module, {})
+
+
+def control_section():
+    return README[README.index("## Control") : README.index("## Metrics")]
+
+
+def test_every_flag_of_control_in_the_readme_is_there():
+    from scope_rlhf.control.config import A2CConfig, DQNConfig, PPOConfig
+
+    known = {field.name for config in (PPOConfig, A2CConfig, DQNConfig) for field in fields(config)} | {"algorithm"}
+    named = set(re.findall(r"--(\w+)", control_section())) - {"help", "nproc_per_node", "config"}
+    assert len(named) > 15
+    assert named <= known
+
+
+def test_every_metric_of_control_is_explained_and_every_explained_one_is_logged(tmp_path):
+    import sys
+
+    sys.path.append(str(ROOT / "tests/control"))
+    from tests.control.makers import train
+
+    support = {"v_min": -0.5, "v_max": 1.5, "bins": 21}
+    runs = [
+        train("ppo", tmp_path / "scope", objective="scope", total_timesteps=64, cliprange_value=0.2, eval_steps=1),
+        train("ppo", tmp_path / "hl", critic="hl_gauss", critic_kwargs=support, total_timesteps=64),
+        train("dqn", tmp_path / "dqn", total_timesteps=200),
+    ]
+    logged = {key for run in runs for row in RunFolder(run).read_metrics() for key in row} - {"step"}
+    explained = set(re.findall(r"`((?:charts|losses|time|eval)/\w+)`", control_section()))
+    assert explained <= logged
+    of_the_objective = {"losses/factor_sign_flip", "losses/advantage_factor", "losses/scope_magnitude"}
+    besides = {"charts/episodes", "eval/episodic_return_std", "eval/episodic_length"}
+    assert logged - explained <= of_the_objective | besides

@@ -1,6 +1,4 @@
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,17 +7,8 @@ from scope_rlhf.control.a2c import make_optimizer, update
 from scope_rlhf.control.config import A2CConfig
 from scope_rlhf.control.rollout import MinibatchLoader
 from scope_rlhf.control.session import Session
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"control_{name}", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-makers, script = load("makers"), load("two_process_script")
-train, largest_difference = makers.train, makers.largest_difference
+from tests.control import two_process_script as script
+from tests.control.makers import largest_difference, train
 
 
 def test_symmetric_a2c_is_not_plain_a2c_rescaled_as_symmetric_ppo_is(tmp_path):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -6,11 +5,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from scope_rlhf.runtime import RunFolder
+from tests.control.makers import largest_difference, train
 
-spec = importlib.util.spec_from_file_location("control_makers", Path(__file__).with_name("makers.py"))
-makers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(makers)
-train, largest_difference = makers.train, makers.largest_difference
 OWN = f"{Path(__file__).parents[1] / 'data' / 'quadratic_penalty.py'}:QuadraticPenalty"
 CARTPOLE = {"suite": "classic", "env": "CartPole", "num_envs": 4, "num_steps": 32, "num_eval_episodes": 0}
 

@@ -19,7 +19,7 @@ def updates(tmp_path_factory):
     for processes in (1, 2):
         output = tmp_path_factory.mktemp(f"processes{processes}")
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_port", str(29700 + processes), str(SCRIPT), str(output)]
+        command += ["--master_port", "0", "--standalone", str(SCRIPT), str(output)]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240)
