@@ -73,12 +73,14 @@ def parse_settings(
     """
     parser = HfArgumentParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
     # Left to transformers, its quiet messages (quiet_libraries) would take the progress line with them.
-    actions = {action.dest: action for action in parser._actions}
-    unused = [name for name in defaults if name not in actions]
+    known = {action.dest for action in parser._actions}
+    unused = [name for name in defaults if name not in known]
     if unused:
         raise ValueError(f"defaults that no setting takes: {unused}")
-    for name, value in {**({"disable_tqdm": False} if "disable_tqdm" in actions else {}), **defaults}.items():
-        actions[name].default, actions[name].required = value, False
+    if "disable_tqdm" in known:
+        defaults = {"disable_tqdm": False, **defaults}
+    for name, value in defaults.items():
+        _set_default(parser, name, value)
     _set_from_config(parser, config, str(config_file))
     try:
         *found, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
@@ -97,7 +99,7 @@ def _set_from_config(parser: HfArgumentParser, config: Mapping[str, Any], path: 
     """Make the file's values the parser's defaults. Numbers go in as text, so that they are read as on the command
     line: `model_name_or_path: 5` is a name, and `max_steps: many` an error.
     """
-    actions = {action.dest: action for action in parser._actions}
+    actions = {action.dest: action for action in reversed(parser._actions)}  # the first of each setting
     for name, value in config.items():
         action = actions.get(name)
         if action is None or name == "help":
@@ -112,7 +114,16 @@ def _set_from_config(parser: HfArgumentParser, config: Mapping[str, Any], path: 
             value = str(value)
         elif action.nargs in ("+", "*") and not isinstance(value, list) and value is not None:
             value = [value]
-        action.default = value
+        _set_default(parser, name, value)
+
+
+def _set_default(parser: HfArgumentParser, name: str, value: Any) -> None:
+    """For each action of the setting: a flag that is true by default has a second one, `--no_<flag>`, and argparse
+    takes the default of the first.
+    """
+    for action in parser._actions:
+        if action.dest == name:
+            action.default, action.required = value, False
 
 
 def value_of(argv: Sequence[str], flag: str) -> str | None:
