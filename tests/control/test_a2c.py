@@ -49,6 +49,7 @@ def test_an_update_is_one_rmsprop_step_on_the_loss_written_out_by_hand(tmp_path)
     loss.backward()
     for name, weights in by_hand.named_parameters():
         gradient = weights.grad
+        assert gradient is not None
         expected = weights - config.learning_rate * gradient / ((0.01 * gradient.square()).sqrt() + 1e-5)
         torch.testing.assert_close(dict(agent.named_parameters())[name], expected, atol=2e-5, rtol=1e-3)
 
