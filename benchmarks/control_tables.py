@@ -2,7 +2,6 @@
 
     python benchmarks/control_tables.py learning --jobs 2 --output_dir runs/control_tables
     python benchmarks/control_tables.py noise critics continuous atari --jobs 2
-    python benchmarks/control_tables.py sb3 --peers_python peers/bin/python      # benchmarks/peers/requirements.txt
     python benchmarks/control_tables.py learning --report                        # tables and pictures of what is there
 
 Every run is a folder of its own and is not made again; an interrupted one goes on. Seeds 1 to 5 are reported. Settings
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +35,6 @@ class Cell:
     label: str
     flags: tuple[str, ...]
     seeds: int = 5
-    peer: tuple[str, ...] = field(default=())
 
     def folder(self, seed: int) -> str:
         words = f"{self.panel}-{self.label}-{seed}".lower()

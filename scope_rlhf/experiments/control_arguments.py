@@ -60,14 +60,16 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": 3e-4,
         "lr_scheduler_type": "constant",
     },
+    # RL Baselines3 Zoo's 8 x 5 steps with RMSprop ended at 60 points here (seed 101), these at 133.
     ("box2d", "a2c"): {
         "env": "LunarLander",
-        "num_envs": 8,
-        "gamma": 0.995,
-        "learning_rate": 8.3e-4,
-        "ent_coef": 1e-5,
+        "num_envs": 16,
+        "num_steps": 16,
+        "lam": 0.95,
+        "learning_rate": 1e-3,
+        "optimizer": "adam",
         "total_timesteps": 1_000_000,
-        "logging_steps": 100,
+        "logging_steps": 20,
     },
     ("box2d", "dqn"): {**_VECTOR_DQN, "env": "LunarLander", "total_timesteps": 200_000, "learning_rate": 6.3e-4},
     ("mujoco", "ppo"): {
