@@ -34,6 +34,7 @@ from scope_rlhf.control.rewards import RewardShaper, StickyActions
 from scope_rlhf.control.rollout import EnvironmentFailure, Observer
 from scope_rlhf.control.setup import environment_seed, make_accelerator, prepare
 from scope_rlhf.control.vector import Episode
+from scope_rlhf.runtime.environment import ENVIRONMENT_PACKAGES, package_versions
 from scope_rlhf.runtime.files import write_json
 from scope_rlhf.runtime.run_folder import RunFolder
 from scope_rlhf.runtime.threads import keep_freed_memory
@@ -119,6 +120,7 @@ class Session(AbstractContextManager["Session"]):
                 algorithm=self.algorithm,
                 environment=asdict(self.setup.spec),
                 critic=self.meta["critic"],
+                environment_versions={k: v for k, v in package_versions(ENVIRONMENT_PACKAGES).items() if v},
                 **({"dropped_lines": dropped} if dropped else {}),
             )
         if self.config.report_to:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Run = str | os.PathLike[str]
+Curve = tuple[np.ndarray, np.ndarray]
 PANELS = (
     Panel("Return of training episodes", "true score", {"charts/episodic_return": ""}),
     Panel("Return of evaluations", "true score", {"eval/episodic_return": ""}),
@@ -89,7 +90,9 @@ def write_control_report(run_dir: Run) -> Path:
     if (config.get("objective") or {}).get("class"):
         parts += ["## Objective", objective_section(config["objective"])]
     parts += ["## Settings", _settings(config)]
-    parts += ["## Run it again", reproduce_section(config), "## Versions", environment_section(config)]
+    versions = (config.get("versions") or {}) | (config.get("environment_versions") or {})
+    parts += ["## Run it again", reproduce_section(config)]
+    parts += ["## Versions", environment_section({**config, "versions": versions})]
     path = run.path / "report.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
@@ -175,6 +178,24 @@ def plot_learning_curves(
     smooth: width of a moving average, as a share of the curve. Curves are aligned on the steps that all runs of a label
     have.
     """
+    curves = {
+        title: {label: [learning_curve(run, key) for run in runs] for label, runs in groups.items()}
+        for title, groups in panels.items()
+    }
+    unit = "return of training episodes" if key == "charts/episodic_return" else key
+    return draw_learning_curves(curves, path, unit=unit, points=points, smooth=smooth, note=note)
+
+
+def draw_learning_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]],
+    path: Path,
+    *,
+    unit: str = "return of training episodes",
+    points: int = 200,
+    smooth: float = 0.05,
+    note: str = "",
+) -> Path:
+    """`plot_learning_curves` of curves, (steps, values) of each run."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(4.2 * columns, 3.1 * rows + 0.5)
@@ -183,7 +204,7 @@ def plot_learning_curves(
             axes = figure.add_subplot(rows, columns, index + 1)
             for number, (label, runs) in enumerate(groups.items()):
                 colour = COLOURS[number % len(COLOURS)]
-                curves = [_smoothed(*learning_curve(run, key), smooth) for run in runs]
+                curves = [_smoothed(*run, smooth) for run in runs]
                 low, high = max(float(s[0]) for s, _ in curves), min(float(s[-1]) for s, _ in curves)
                 grid = np.linspace(low, high, points)
                 aligned = align_curves(curves, grid)
@@ -192,7 +213,7 @@ def plot_learning_curves(
                     axes.fill_between(grid, aligned.min(axis=0), aligned.max(axis=0), color=colour, alpha=0.13, lw=0)
             axes.set_title(title)
             axes.set_xlabel("steps")
-            axes.set_ylabel("return of training episodes" if key == "charts/episodic_return" else key)
+            axes.set_ylabel(unit)
             axes.legend(loc="best")
         if note:
             figure.supxlabel(note, fontsize=8)

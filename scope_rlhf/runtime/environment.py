@@ -23,7 +23,13 @@ OTHER_PACKAGES = (
     "bitsandbytes",
     "vllm",
     "gymnasium",
+    "ale-py",
+    "mujoco",
+    "box2d",
+    "envpool",
 )
+# What decides the numbers of a run on environments.
+ENVIRONMENT_PACKAGES = ("gymnasium", "ale-py", "mujoco", "box2d", "envpool", "opencv-python-headless")
 # A run folder is made to be shared.
 _SECRET_FLAGS = ("--hub_token", "--push_to_hub_token", "--token")
 
