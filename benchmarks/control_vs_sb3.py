@@ -131,8 +131,9 @@ def report(folder: Path) -> Path:
     header = ("environment", "mean return of", "seeds", "ours", "SB3 2.9.2", "difference", "95 % (Welch)")
     text = f"""# Our PPO beside Stable-Baselines3's, the same settings
 
-`python benchmarks/control_vs_sb3.py cartpole lunarlander atari`: settings in the script. Evaluation: the last policy's
-episodes; the curve's mean is the area under the returns of the training episodes up to the last step that all runs have.
+`python benchmarks/control_vs_sb3.py cartpole lunarlander atari`: settings in the script. Evaluation: the last
+policy's episodes; the curve's mean is the area under the returns of the training episodes up to the last step that all
+runs have.
 
 {markdown_table(header, rows, "llrrrrr")}
 
