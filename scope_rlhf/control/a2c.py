@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scope_rlhf.control import on_policy
 from scope_rlhf.control.config import A2CConfig
-from scope_rlhf.control.networks import ActorCritic
-from scope_rlhf.control.rollout import Collector, EnvironmentFailure, MinibatchLoader, Rollout
+from scope_rlhf.control.rollout import MinibatchLoader, Rollout
 from scope_rlhf.control.session import Session
 from scope_rlhf.losses import reduce_loss
 from scope_rlhf.objectives import Objective, PolicyInputs, describe_objective
@@ -28,69 +28,23 @@ def train_a2c(config: A2CConfig) -> Path:
     """
     objective = config.make_objective()
     with Session(config, "a2c", describe_objective(objective)) as session:
-        setup = session.setup
-        session.seed_weights()
-        agent = ActorCritic(
-            setup.observation_space, setup.policy, setup.critic, config.network, config.hidden_sizes
-        ).to(session.accelerator.device)
-        optimizer = make_optimizer(agent, config)
-
-        def act(observations: Tensor) -> Tensor:
-            outputs = agent(observations)[0].float()
-            return setup.policy.sample(outputs) if config.eval_sampling else setup.policy.mode(outputs)
-
-        session.start(agent, optimizer, act)
-        model, optimizer = session.accelerator.prepare(agent, optimizer)
-        collector = Collector(
-            session.environments,
-            agent,
-            setup.policy,
-            setup.critic,
-            session.observer,
-            session.shaper,
-            session.sticky,
-            config.num_steps,
-        )
-        collector.restart(session.first_seed)
+        model, optimizer, collector = on_policy.start(session, config, lambda agent: make_optimizer(agent, config))
         load = MinibatchLoader(session.observer)
 
         while session.update < config.num_updates:
             # Schedule
-            left = 1 - session.update / config.num_updates
-            rate = config.learning_rate * (left if config.lr_scheduler_type == "linear" else 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = on_policy.set_rate(optimizer, config, 1 - session.update / config.num_updates)
 
             # Rollout
-            failure = rollout = None
-            try:
-                rollout = collector.collect()
-            except EnvironmentFailure as error:
-                failure = error
-            session.agree(failure)
-            assert rollout is not None
-            collector.synchronise(session.reduce)
+            rollout = on_policy.collect(session, collector)
 
             # Advantages and update
             started = time.perf_counter()
             metrics = update(config, objective, session, model, optimizer, load, rollout)
-            seconds = {
-                "environment": rollout.seconds_environment,
-                "rollout": rollout.seconds - rollout.seconds_environment,
-                "update": time.perf_counter() - started,
-            }
+            metrics = {**metrics, "charts/learning_rate": rate}
 
             # Log, evaluate, save
-            session.advance(config.num_envs * config.num_steps)
-            session.update += 1
-            session.episodes += [episode for _, episode in rollout.episodes]
-            if session.update % config.logging_steps == 0 or session.update == config.num_updates:
-                session.log({**metrics, "charts/learning_rate": rate}, seconds)
-            session.remember()
-            if config.eval_steps and session.update % config.eval_steps == 0:
-                session.evaluate()
-            if config.save_steps and session.update % config.save_steps == 0:
-                session.save()
+            on_policy.end_update(session, config, rollout, metrics, time.perf_counter() - started)
         return session.finish()
 
 

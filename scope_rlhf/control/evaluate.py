@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scope_rlhf.control.environments import EnvironmentSpec, make_environments, make_single
 from scope_rlhf.control.policies import Policy
@@ -116,14 +116,3 @@ def film_episode(
 
         imageio.imwrite(path, np.stack(frames), fps=rate, codec="libx264", macro_block_size=2)
     return path
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode inside, and as it was afterwards."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

@@ -200,8 +200,6 @@ class Session(AbstractContextManager["Session"]):
         assert self.act is not None
         summary: dict[str, float] = {}
         if self.rank == 0 and self.config.num_eval_episodes:
-            model = self._learner["model"]
-            model.eval()
             result = evaluate_returns(
                 self.setup.spec,
                 self.act,
@@ -211,7 +209,6 @@ class Session(AbstractContextManager["Session"]):
                 self.config.eval_seed,
                 self.setup.sticky,
             )
-            model.train()
             returns = np.asarray(result["returns"])
             summary = {
                 "eval/episodic_return": float(returns.mean()),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_rlhf.metrics import align_curves, average_repeated_steps, student_interval
-from scope_rlhf.reports.curves import COLUMNS, Panel, draw_panel, read_series
+from scope_rlhf.reports.curves import COLUMNS, Panel, draw_panel, moving_average, read_series
 from scope_rlhf.reports.figures import COLOURS, figure_style, new_figure, save_figure
 from scope_rlhf.reports.labels import format_number, format_parameter, objective_label
 from scope_rlhf.reports.markdown import escape_cell, inline_code, markdown_table
@@ -204,7 +204,7 @@ def draw_learning_curves(
             axes = figure.add_subplot(rows, columns, index + 1)
             for number, (label, runs) in enumerate(groups.items()):
                 colour = COLOURS[number % len(COLOURS)]
-                curves = [_smoothed(*run, smooth) for run in runs]
+                curves = [(s, moving_average(v, max(1, int(len(v) * smooth)))) for s, v in runs]
                 low, high = max(float(s[0]) for s, _ in curves), min(float(s[-1]) for s, _ in curves)
                 grid = np.linspace(low, high, points)
                 aligned = align_curves(curves, grid)
@@ -218,9 +218,3 @@ def draw_learning_curves(
         if note:
             figure.supxlabel(note, fontsize=8)
         return save_figure(figure, path)
-
-
-def _smoothed(steps: np.ndarray, values: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    width = max(1, int(len(values) * share))
-    kernel = np.ones(width)
-    return steps, np.convolve(values, kernel, mode="same") / np.convolve(np.ones_like(values), kernel, mode="same")

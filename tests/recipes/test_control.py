@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,12 @@ def test_two_updates_of_each_recipe_end_with_a_report(tmp_path, name, capsys):
     assert run_main(main, [*RECIPES[name], "--output_dir", str(tmp_path)]) == 0, capsys.readouterr().err
     run = RunFolder(tmp_path)
     updates = [row for row in run.read_metrics() if any(key.startswith("losses/") for key in row)]
-    assert updates[-1]["step"] == (60 if name == "atari_dqn" else updates[0]["step"] * 2) or name == "atari_dqn"
+    assert updates[-1]["step"] == (60 if name == "atari_dqn" else updates[0]["step"] * 2)
     report = (tmp_path / "report.md").read_text()
     assert "curves.png" in report
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "Run it again" in report
-    if "--num_eval_episodes" not in RECIPES[name] or "0" not in RECIPES[name]:
-        assert len((run.read_evaluation() or {})["returns"]) == 1
+    assert len((run.read_evaluation() or {"returns": []})["returns"]) == (0 if name.startswith("atari") else 1)
     assert str(tmp_path) in capsys.readouterr().out
 
 
@@ -81,4 +79,3 @@ def test_a_recipe_refuses_another_suite_and_algorithm(capsys):
     assert "this recipe is for suite classic" in capsys.readouterr().err
     assert run_main(main, ["--algorithm", "dqn"]) == 2
     assert "this recipe is ppo" in capsys.readouterr().err
-    assert "recipes" not in sys.modules.get("scope_rlhf").__dict__
