@@ -89,7 +89,7 @@ def make_atari(
             "max_num_frames_per_episode": MAX_FRAMES,
         }
         envs = AtariVectorEnv(atari_games()[game], num_envs, **{**settings, **kwargs})
-        return Environments(envs, episode_end=atari_episode_end)
+        return Environments(envs, episode_end=atari_episode_end, background=True)
     if backend == "envpool":
         from scope_rlhf.control.envpools import make_envpool
 

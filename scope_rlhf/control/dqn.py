@@ -45,7 +45,7 @@ def train_dqn(config: DQNConfig) -> Path:
 
         session.start(network, optimizer, evaluate, (learner.state_dict, learner.load_state_dict), {"target": target})
         model, optimizer = session.accelerator.prepare(network, optimizer)
-        environments = session.environments
+        [environments] = session.environments
         observations = environments.reset(session.first_seed)
         seconds = dict.fromkeys(("environment", "rollout", "update"), 0.0)
         metrics: Mapping[str, Tensor] = {}

@@ -15,9 +15,10 @@
 
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scope_rlhf.control.atari import (
@@ -124,6 +125,19 @@ def make_environments(spec: EnvironmentSpec, num_envs: int, seed: int, *, traini
 
     envs = gymnasium.make_vec(spec.name, num_envs=num_envs, **spec.kwargs)
     return Environments(envs)
+
+
+def make_parts(spec: EnvironmentSpec, num_envs: int, seed: int) -> list[Environments]:
+    """The same environments in two parts where they step on threads of their own (Atari's ale), else in one.
+
+    One part steps while the network acts for the other, and has half of the cores.
+    """
+    if spec.backend != "ale" or num_envs < 2:
+        return [make_environments(spec, num_envs, seed)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    spec = replace(spec, kwargs={"num_threads": max(1, cores // 2), **spec.kwargs})
+    first = num_envs // 2
+    return [make_environments(spec, first, seed), make_environments(spec, num_envs - first, seed + first)]
 
 
 def make_single(spec: EnvironmentSpec) -> Any:

@@ -26,7 +26,7 @@ def start(
         outputs = agent(observations)[0].float()
         return setup.policy.sample(outputs) if config.eval_sampling else setup.policy.mode(outputs)
 
-    session.start(agent, optimizer, act)
+    session.start(agent, optimizer, act, parts=True)
     model, optimizer = session.accelerator.prepare(agent, optimizer)
     collector = Collector(
         session.environments,

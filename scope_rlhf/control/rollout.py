@@ -1,11 +1,14 @@
 """Rollouts: T steps of N environments, and what they give to learn from.
 
-Pixels stay uint8, channels last, until a minibatch is made. Each step waits for the device once, for the actions.
+Pixels stay uint8, channels last, until a minibatch is made. Each step waits for the device once, for the actions; of
+environments in two parts, one steps while the network acts for the other.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from scope_rlhf.control.networks import channels_first, is_pixels
 from scope_rlhf.control.normalisation import ObservationNormaliser, Sum
 from scope_rlhf.control.policies import Policy
 from scope_rlhf.control.rewards import RewardShaper, StickyActions
-from scope_rlhf.control.vector import Environments, Episode
+from scope_rlhf.control.vector import Environments, Episode, Step
 from scope_rlhf.objectives import CriticLossFunction
 from scope_rlhf.rl import gae
 from scope_rlhf.runtime.threads import threads
@@ -35,6 +38,7 @@ class Rollout:
     [T, N, K] per dimension; values, rewards, terminated, truncated, truncation_values, counts [T, N]; last_values [N].
 
     counts: False at steps that only reset an environment. episodes: those finished, with the step they ended in.
+    seconds_environment: those spent in starting steps and waiting for them, of `seconds` in all.
     """
 
     observations: Tensor
@@ -98,13 +102,14 @@ class Observer:
 class Collector:
     """Acts in the training environments and keeps what happened.
 
-    model(observations) -> (policy outputs, critic outputs); it is called without gradient. `step` counts the steps of
-    this process's environments.
+    environments: all of this process's, in one part or several. Parts that step in the background do so while the
+    network acts for the next one; what they give does not depend on it. model(observations) -> (policy outputs,
+    critic outputs); it is called without gradient. Only one part can have sticky actions or normalised observations.
     """
 
     def __init__(
         self,
-        environments: Environments,
+        environments: Sequence[Environments],
         model: Callable[[Tensor], tuple[Tensor, Tensor]],
         policy: Policy,
         critic: CriticLossFunction,
@@ -113,70 +118,70 @@ class Collector:
         sticky: StickyActions,
         num_steps: int,
     ):
-        self.environments, self.model, self.policy, self.critic = environments, model, policy, critic
+        assert len(environments) == 1 or not (sticky.probability or observer.normaliser)
+        self.model, self.policy, self.critic = model, policy, critic
         self.observer, self.shaper, self.sticky, self.num_steps = observer, shaper, sticky, num_steps
-        device, shape = observer.device, (num_steps, environments.num_envs)
+        ends = list(accumulate(part.num_envs for part in environments))
+        self.num_envs = ends[-1]
+        self._parts = [(part, slice(end - part.num_envs, end)) for part, end in zip(environments, ends, strict=True)]
+        device, shape = observer.device, (num_steps, self.num_envs)
         self._observations = torch.zeros(*shape, *observer.shape, dtype=observer.dtype, device=device)
         self._actions = torch.zeros(*shape, *policy.action_shape, dtype=policy.action_dtype, device=device)
         decisions = (policy.decisions,) if policy.decisions > 1 else ()
         self._log_probs = torch.zeros(*shape, *decisions, device=device)
         self._values = torch.zeros(*shape, device=device)
-        self._latest: Tensor | None = None
+        self._latest: list[Tensor] = []
+        self._waited = 0.0
 
     def restart(self, seed: int) -> None:
         """Start all episodes anew."""
-        try:
-            observations = self.environments.reset(seed)
-        except Exception as error:
-            raise EnvironmentFailure(f"the environments failed to start: {type(error).__name__}: {error}") from error
-        self._latest = self.observer.store(observations, np.ones(len(observations), dtype=bool))
+        self._latest = []
+        for part, rows in self._parts:
+            try:
+                observations = part.reset(seed + rows.start)
+            except Exception as error:
+                raise EnvironmentFailure(
+                    f"the environments failed to start: {type(error).__name__}: {error}"
+                ) from error
+            self._latest.append(self.observer.store(observations, np.ones(len(observations), dtype=bool)))
 
     def collect(self) -> Rollout:
         """T steps. EnvironmentFailure where an environment raises."""
         # On a CPU a few observations are no faster on several threads, and idle ones spin while the environments' own
         # threads want the cores.
-        few = self.observer.device.type == "cpu" and self.environments.num_envs <= SINGLE_THREADED
+        few = self.observer.device.type == "cpu" and self.num_envs <= SINGLE_THREADED
         with threads(1 if few else None), torch.no_grad():
             return self._collect()
 
     def _collect(self) -> Rollout:
-        assert self._latest is not None, "restart comes first"
-        started, in_environment = time.perf_counter(), 0.0
-        shape = (self.num_steps, self.environments.num_envs)
+        assert self._latest, "restart comes first"
+        started, self._waited = time.perf_counter(), 0.0
+        device, shape = self.observer.device, (self.num_steps, self.num_envs)
         rewards = np.zeros(shape, dtype=np.float32)
         terminated, truncated, counts = (np.zeros(shape, dtype=bool) for _ in range(3))
-        truncation_values = torch.zeros(shape, device=self.observer.device)
+        truncation_values = torch.zeros(shape, device=device)
         episodes: list[tuple[int, Episode]] = []
+        for part in range(len(self._parts)):
+            self._act(part, 0)
         for t in range(self.num_steps):
-            self._observations[t] = self._latest
-            outputs, value_outputs = self.model(self.observer.view(self._observations[t]))
-            actions = self.policy.sample(outputs.float())
-            self._actions[t] = actions
-            self._log_probs[t] = self.policy.log_probs(outputs.float(), actions)
-            self._values[t] = self.critic.decode(value_outputs)
-
-            chosen = self.sticky(self.policy.to_environment(actions))
-            before = time.perf_counter()
-            try:
-                step = self.environments.step(chosen)
-            except Exception as error:
-                raise EnvironmentFailure(
-                    f"an environment failed in step {t} of a rollout: {type(error).__name__}: {error}"
-                ) from error
-            in_environment += time.perf_counter() - before
-
-            ended = step.terminated | step.truncated
-            self.sticky.observe(ended, step.counts)
-            rewards[t] = self.shaper(step.rewards, ended, step.counts)
-            terminated[t], truncated[t], counts[t] = step.terminated, step.truncated, step.counts
-            if step.final_observations is not None:
-                cut = np.flatnonzero(step.truncated)
-                final = self.observer.view(self.observer.store(step.final_observations[cut]))
-                truncation_values[t, torch.from_numpy(cut)] = self.critic.decode(self.model(final)[1])
-            episodes += [(t, episode) for episode in step.episodes]
-            self._latest = self.observer.store(step.observations, np.ones_like(step.counts))
-        last_values = self.critic.decode(self.model(self.observer.view(self._latest))[1])
-        device = self.observer.device
+            for part, (_, rows) in enumerate(self._parts):
+                step = self._receive(part, t)
+                terminated[t, rows], truncated[t, rows], counts[t, rows] = step.terminated, step.truncated, step.counts
+                rewards[t, rows] = step.rewards
+                episodes += [(t, replace(it, environment=it.environment + rows.start)) for it in step.episodes]
+                if step.final_observations is not None:
+                    cut = np.flatnonzero(step.truncated)
+                    final = self.observer.view(self.observer.store(step.final_observations[cut]))
+                    values = self.critic.decode(self.model(final)[1])
+                    truncation_values[t, torch.from_numpy(cut + rows.start)] = values
+                self._latest[part] = self.observer.store(step.observations, np.ones_like(step.counts))
+                if rows.stop == self.num_envs:
+                    ended = terminated[t] | truncated[t]
+                    self.sticky.observe(ended, counts[t])
+                    rewards[t] = self.shaper(rewards[t], ended, counts[t])
+                if t + 1 < self.num_steps:
+                    self._act(part, t + 1)
+        last = [self.critic.decode(self.model(self.observer.view(latest))[1]) for latest in self._latest]
         return Rollout(
             self._observations,
             self._actions,
@@ -187,11 +192,41 @@ class Collector:
             torch.from_numpy(truncated).to(device),
             truncation_values,
             torch.from_numpy(counts).to(device),
-            last_values,
+            torch.cat(last),
             episodes,
-            in_environment,
+            self._waited,
             time.perf_counter() - started,
         )
+
+    def _act(self, part: int, t: int) -> None:
+        """Choose the actions of a part's step t, and begin it."""
+        environments, rows = self._parts[part]
+        self._observations[t, rows] = self._latest[part]
+        outputs, value_outputs = self.model(self.observer.view(self._observations[t, rows]))
+        outputs = outputs.float()
+        actions = self.policy.sample(outputs)
+        self._actions[t, rows] = actions
+        chosen = self.sticky(self.policy.to_environment(actions))
+        with self._environment(t):
+            environments.send(chosen)
+        self._log_probs[t, rows] = self.policy.log_probs(outputs, actions)
+        self._values[t, rows] = self.critic.decode(value_outputs)
+
+    def _receive(self, part: int, t: int) -> Step:
+        with self._environment(t):
+            return self._parts[part][0].receive()
+
+    @contextmanager
+    def _environment(self, t: int) -> Iterator[None]:
+        """Count the seconds inside, and name step t where an environment raises."""
+        before = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            raise EnvironmentFailure(
+                f"an environment failed in step {t} of a rollout: {type(error).__name__}: {error}"
+            ) from error
+        self._waited += time.perf_counter() - before
 
     def synchronise(self, all_reduce: Sum | None) -> None:
         """Make the running statistics those of all processes."""

@@ -28,7 +28,7 @@ from scope_rlhf.control.checkpoint import (
     set_random_state,
 )
 from scope_rlhf.control.config import ControlConfig
-from scope_rlhf.control.environments import make_environments
+from scope_rlhf.control.environments import make_environments, make_parts
 from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode
 from scope_rlhf.control.rewards import RewardShaper, StickyActions
 from scope_rlhf.control.rollout import EnvironmentFailure, Observer
@@ -98,10 +98,12 @@ class Session(AbstractContextManager["Session"]):
         act: Act,
         extra: tuple[Callable[[], Any], Callable[[Any], None]] | None = None,
         more_learner: Mapping[str, nn.Module] | None = None,
+        parts: bool = False,
     ) -> None:
         """Take the bare network and its optimizer, load what is resumed, and start the environments.
 
         act: actions of an evaluation. extra: (state, load) of what else a process keeps. more_learner: further modules.
+        parts: the environments may come in several.
         """
         torch.manual_seed(self.config.seed + 1_000_003 * (self.rank + 1))
         np.random.seed((self.config.seed + self.rank) % 2**32)
@@ -128,7 +130,8 @@ class Session(AbstractContextManager["Session"]):
             self.accelerator.init_trackers("scope-rlhf-control", config=scalars)
         first = environment_seed(self.config.seed, self.global_step, self.rank)
         try:
-            self.environments = make_environments(self.setup.spec, self.local_envs, first)
+            spec, count = self.setup.spec, self.local_envs
+            self.environments = make_parts(spec, count, first) if parts else [make_environments(spec, count, first)]
         except (ValueError, ImportError):
             raise
         except Exception as error:
@@ -292,7 +295,8 @@ class Session(AbstractContextManager["Session"]):
         if hasattr(self, "bar"):
             self.bar.close()
         if hasattr(self, "environments"):
-            self.environments.close()
+            for part in self.environments:
+                part.close()
         if self.rank == 0:
             self.folder.__exit__(kind, error, trace)
         if self.config.report_to and error is None:

@@ -61,17 +61,25 @@ class Environments:
     """N environments behind one face. `envs` is a gymnasium VectorEnv, or what steps like one.
 
     autoreset: next_step, same_step or disabled; default: what the environment's metadata says, and without it
-    next_step, which is gymnasium's default and envpool's way.
+    next_step, which is gymnasium's default and envpool's way. background: `envs` has send and recv, and steps on
+    threads of its own between them.
 
     Raises ValueError for an unknown autoreset mode.
     """
 
-    def __init__(self, envs: Any, *, episode_end: EpisodeEnd = every_end, autoreset: str | None = None):
+    def __init__(
+        self,
+        envs: Any,
+        *,
+        episode_end: EpisodeEnd = every_end,
+        autoreset: str | None = None,
+        background: bool = False,
+    ):
         mode = autoreset or getattr(envs, "metadata", {}).get("autoreset_mode") or "next_step"
         mode = str(getattr(mode, "name", mode)).lower()
         if mode not in ("next_step", "same_step", "disabled"):
             raise ValueError(f"autoreset mode {mode!r} given, expected next_step, same_step or disabled")
-        self.envs, self.autoreset, self.episode_end = envs, mode, episode_end
+        self.envs, self.autoreset, self.episode_end, self.background = envs, mode, episode_end, background
         self.num_envs: int = envs.num_envs
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
@@ -81,6 +89,7 @@ class Environments:
         self._resetting = np.zeros(self.num_envs, dtype=bool)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._sent: np.ndarray | None = None
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Start all episodes anew; [N, ...]. `seed` seeds environment i with seed + i."""
@@ -90,7 +99,22 @@ class Environments:
 
     def step(self, actions: np.ndarray) -> Step:
         """Act in all environments. `actions` [N, ...] as the environments take them."""
-        observations, rewards, terminated, truncated, infos = self.envs.step(actions)
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begin a step, in the background where the environments can; `receive` ends it."""
+        self._sent = actions
+        if self.background:
+            self.envs.send(actions)
+
+    def receive(self) -> Step:
+        """What the step begun by `send` gave."""
+        assert self._sent is not None, "send comes first"
+        observations, rewards, terminated, truncated, infos = (
+            self.envs.recv() if self.background else self.envs.step(self._sent)
+        )
+        self._sent = None
         counts = ~self._resetting
         terminated, truncated = (np.asarray(flags, dtype=bool) & counts for flags in (terminated, truncated))
         truncated &= ~terminated

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("ale_py")
 
 from scope_rlhf.control.atari import ATARI_PROTOCOLS, AtariProtocol, _gymnasium_episode_end, atari_games, make_atari
-from scope_rlhf.control.environments import make_environments, resolve_environment, single_atari
+from scope_rlhf.control.environments import make_environments, make_parts, resolve_environment, single_atari
 from scope_rlhf.control.vector import Environments
 
 NO_FRAMESKIP = ATARI_PROTOCOLS["NoFrameskip-v4"]
@@ -133,6 +133,30 @@ def test_a_seed_repeats_the_games_and_its_environments_differ():
     one, again, other = play(3), play(3), play(4)
     np.testing.assert_array_equal(one, again)
     assert (one != other).any() and (one[0] != one[1]).any()
+
+
+def test_the_two_parts_of_a_game_play_as_one_and_a_run_takes_two():
+    spec = resolve_environment("atari", "Breakout", protocol="NoFrameskip-v4")
+    whole, parts = [make_environments(spec, 5, 0)], make_parts(spec, 5, 0)
+    assert [part.num_envs for part in parts] == [2, 3] and all(part.background for part in parts)
+    rng = np.random.default_rng(0)
+    games = [
+        [[part.reset(3 + at) for part, at in zip(made, starts, strict=True)]]
+        for made, starts in ((whole, [0]), (parts, [0, 2]))
+    ]
+    for _ in range(150):
+        actions = rng.integers(4, size=5)
+        for made, seen, cuts in ((whole, games[0], [0, 5]), (parts, games[1], [0, 2, 5])):
+            for part, start, stop in zip(made, cuts, cuts[1:], strict=False):
+                part.send(actions[start:stop])
+            steps = [part.receive() for part in made]
+            seen.append([x for step in steps for x in (step.observations, step.rewards[:, None], step.counts[:, None])])
+    for a, b in zip(*games, strict=True):
+        kinds = 3 if len(a) == 3 else 1
+        for kind in range(kinds):
+            np.testing.assert_array_equal(np.concatenate(a[kind::kinds]), np.concatenate(b[kind::kinds]))
+    for environments in (*whole, *parts):
+        environments.close()
 
 
 def test_games_have_the_names_of_their_roms():

@@ -38,7 +38,7 @@ def collector(mode, steps, envs=None, sticky=0.0, **shaping):
     observer = Observer(environments.observation_space, CPU, False)
     shaper = RewardShaper(3, GAMMA, 0, **shaping)
     policy, critic, repeat = CategoricalPolicy(2), make_critic_loss("mse"), StickyActions(sticky, 0)
-    made = Collector(environments, model, policy, critic, observer, shaper, repeat, steps)
+    made = Collector([environments], model, policy, critic, observer, shaper, repeat, steps)
     made.restart(0)
     return made
 
@@ -177,7 +177,7 @@ def test_a_binned_policy_per_dimension_keeps_its_log_probs_per_dimension():
     environments = Environments(ScriptedVector(SCRIPT, "NEXT_STEP"))
     observer = Observer(environments.observation_space, CPU, False)
     made = Collector(
-        environments,
+        [environments],
         lambda x: (logits[: len(x)], torch.zeros(len(x), 1)),
         policy,
         make_critic_loss("mse"),
@@ -226,7 +226,7 @@ def test_observations_are_normalised_by_all_rows_so_far_and_the_final_one_by_the
 
     shaper, sticky = RewardShaper(3, GAMMA, 0), StickyActions(0, 0)
     critic = make_critic_loss("mse")
-    made = Collector(environments, watching, CategoricalPolicy(2), critic, observer, shaper, sticky, 2)
+    made = Collector([environments], watching, CategoricalPolicy(2), critic, observer, shaper, sticky, 2)
     made.restart(0)
     made.collect()
     twin = ScriptedVector(SCRIPT, "SAME_STEP")
@@ -309,3 +309,57 @@ def test_the_loader_gives_rows_of_vectors_as_they_are():
     observer = Observer(gymnasium.spaces.Box(-1, 1, (3,), np.float32), CPU, False)
     rows = torch.randn(9, 3)
     assert torch.equal(MinibatchLoader(observer)(rows, torch.tensor([4, 4, 0])), rows[[4, 4, 0]])
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
+def test_environments_in_two_parts_give_the_rollout_of_one_part(mode):
+    def rollouts(parts, flip):
+        observer = Observer(parts[0].observation_space, CPU, False)
+        shaper = RewardShaper(3, GAMMA, 0, reward_flip_probability=flip, normalize_rewards=True)
+        critic = make_critic_loss("mse")
+        made = Collector(parts, model, CategoricalPolicy(2), critic, observer, shaper, StickyActions(0, 0), 7)
+        torch.manual_seed(0)
+        made.restart(0)
+        for _ in range(3):
+            rollout = made.collect()
+            yield {k: v.clone() for k, v in vars(rollout).items() if torch.is_tensor(v)}, rollout.episodes
+
+    class Second(ScriptedVector):
+        """Environments 1 and 2 of the script; their observations say so."""
+
+        def _place(self, i):
+            return [i + 1.0, *super()._place(i)[1:]]
+
+    one = list(rollouts([Environments(ScriptedVector(SCRIPT, mode))], 0.3))
+    halves = ScriptedVector(SCRIPT[:1], mode), Second(SCRIPT[1:], mode)
+    two = list(rollouts([Environments(half) for half in halves], 0.3))
+    for (whole, episodes), (parts, episodes_of_parts) in zip(one, two, strict=True):
+        assert whole.keys() == parts.keys()
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=0, msg=name)
+        assert episodes == episodes_of_parts
+
+
+def test_a_part_steps_while_the_network_acts_for_the_other():
+    log = []
+
+    class Background(ScriptedVector):
+        def __init__(self, name):
+            super().__init__([SCRIPT[0]], "NEXT_STEP")
+            self.name = name
+
+        def send(self, actions):
+            log.append(f"send {self.name}")
+            self.sent = actions
+
+        def recv(self):
+            log.append(f"receive {self.name}")
+            return self.step(self.sent)
+
+    parts = [Environments(Background(name), background=True) for name in "ab"]
+    observer = Observer(parts[0].observation_space, CPU, False)
+    shaper, sticky = RewardShaper(2, GAMMA, 0), StickyActions(0, 0)
+    made = Collector(parts, model, CategoricalPolicy(2), make_critic_loss("mse"), observer, shaper, sticky, 2)
+    made.restart(0)
+    made.collect()
+    assert log == ["send a", "send b", *["receive a", "send a", "receive b", "send b"], "receive a", "receive b"]
