@@ -26,14 +26,42 @@ def orthogonal(layer: Any, gain: float = math.sqrt(2)) -> Any:
     return layer
 
 
-class PixelConv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d; while training in float32 on CPUs the bias is added by itself: oneDNN's gradient of a bias takes
+    several times as long as a sum over the pixels.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._convolve(input, self.weight)
+
+    def _convolve(self, input: Tensor, weight: Tensor) -> Tensor:
+        assert self.bias is not None
+        apart = _trains_on_cpu(input)
+        bias = None if apart else self.bias
+        made = functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return made.add_(self.bias.view(-1, 1, 1)) if apart else made
+
+
+class PixelConv2d(Conv2d):
     """conv(x / 255) of bytes x, or of their float values 0 .. 255: the weights are divided in place of the pixels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        pixels = input.to(self.weight.dtype)
-        return functional.conv2d(
-            pixels, self.weight * (1 / 255), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return self._convolve(input.to(self.weight.dtype), self.weight * (1 / 255))
+
+
+class Linear(nn.Linear):
+    """nn.Linear; while training in float32 on CPUs through oneDNN, of which MKL has half the speed on some."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (_trains_on_cpu(input) and torch.backends.mkldnn.is_available()):
+            return super().forward(input)
+        return torch.ops.aten.mkldnn_linear(input.to_mkldnn(), self.weight, self.bias).to_dense()
+
+
+def _trains_on_cpu(input: Tensor) -> bool:
+    """With gradient, in float32, on a CPU."""
+    on_cpu = input.device.type == "cpu" and input.dtype == torch.float32
+    return on_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 class NatureCNN(nn.Module):
@@ -46,15 +74,15 @@ class NatureCNN(nn.Module):
         self.convolutions = nn.Sequential(
             orthogonal(PixelConv2d(channels, 32, 8, stride=4)),
             nn.ReLU(inplace=True),
-            orthogonal(nn.Conv2d(32, 64, 4, stride=2)),
+            orthogonal(Conv2d(32, 64, 4, stride=2)),
             nn.ReLU(inplace=True),
-            orthogonal(nn.Conv2d(64, 64, 3)),
+            orthogonal(Conv2d(64, 64, 3)),
             nn.ReLU(inplace=True),
             nn.Flatten(),
         )
         with torch.no_grad():
             size = self.convolutions(torch.zeros(1, channels, height, width)).shape[1]
-        self.linear = orthogonal(nn.Linear(size, self.features))
+        self.linear = orthogonal(Linear(size, self.features))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.linear(self.convolutions(pixels)).relu()
@@ -63,8 +91,8 @@ class NatureCNN(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = Conv2d(channels, channels, 3, padding=1)
+        self.second = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x.relu()).relu())
@@ -81,7 +109,7 @@ class ImpalaCNN(nn.Module):
     def __init__(self, channels: int, height: int, width: int, widths: Sequence[int] = (16, 32, 32)):
         super().__init__()
         layers: list[nn.Module] = []
-        kind: type[nn.Conv2d] = PixelConv2d
+        kind: type[Conv2d] = PixelConv2d
         for wide in widths:
             layers += [
                 kind(channels, wide, 3, padding=1),
@@ -89,11 +117,11 @@ class ImpalaCNN(nn.Module):
                 _Residual(wide),
                 _Residual(wide),
             ]
-            channels, kind = wide, nn.Conv2d
+            channels, kind = wide, Conv2d
         self.convolutions = nn.Sequential(*layers, nn.ReLU(), nn.Flatten())
         with torch.no_grad():
             size = self.convolutions(torch.zeros(1, layers[0].in_channels, height, width)).shape[1]  # type: ignore[arg-type]
-        self.linear = orthogonal(nn.Linear(size, self.features))
+        self.linear = orthogonal(Linear(size, self.features))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.linear(self.convolutions(pixels)).relu()

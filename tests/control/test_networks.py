@@ -10,7 +10,9 @@ from torch.nn import functional
 from scope_rlhf.control.networks import (
     MLP,
     ActorCritic,
+    Conv2d,
     ImpalaCNN,
+    Linear,
     NatureCNN,
     PixelConv2d,
     QNetwork,
@@ -48,6 +50,34 @@ def test_pixel_convolution_is_the_convolution_of_pixels_divided_by_255(dtype):
     theirs = torch.autograd.grad(expected.square().sum(), (layer.weight, layer.bias))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "plain", "shape"),
+    [(Conv2d(3, 5, 3, 2, 1), nn.Conv2d(3, 5, 3, 2, 1), (7, 3, 9, 8)), (Linear(12, 5), nn.Linear(12, 5), (7, 12))],
+    ids=["Conv2d", "Linear"],
+)
+def test_layers_with_a_way_of_their_own_on_cpus_give_what_torchs_layers_give(layer, plain, shape, dtype):
+    torch.manual_seed(0)
+    plain.load_state_dict(layer.state_dict())
+    layer, plain, inputs = layer.to(dtype), plain.to(dtype), torch.randn(shape, dtype=dtype)
+    given = [inputs.clone().requires_grad_() for _ in range(2)]
+    found = [module(x) for module, x in zip((layer, plain), given, strict=True)]
+    weights = torch.randn_like(found[0])
+    for one, other in zip(
+        *[
+            (y, *torch.autograd.grad((y * weights).sum(), (x, *module.parameters())))
+            for y, x, module in zip(found, given, (layer, plain), strict=True)
+        ],
+        strict=True,
+    ):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other, **({"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(inputs), plain(inputs), rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        torch.testing.assert_close(layer(inputs), plain(inputs), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("space", "network"), [(ATARI, "nature"), (PROCGEN, "impala")])
