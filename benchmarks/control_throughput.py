@@ -1,18 +1,23 @@
-"""Training steps per second of PPO on Atari: scope_rlhf.control beside CleanRL and Stable-Baselines3, in turn.
+"""Training steps per second of PPO: scope_rlhf.control beside CleanRL and Stable-Baselines3, in turn.
 
     python3.11 -m venv peers
     peers/bin/pip install -r benchmarks/peers/requirements.txt
     peers/bin/pip install --no-deps --ignore-requires-python cleanrl==1.2.0
-    python benchmarks/control_throughput.py --peers_python peers/bin/python --output control_throughput.json
+    python benchmarks/control_throughput.py atari impala mujoco --peers_python peers/bin/python --output throughput.json
 
-Each run is a process of its own, in the order ours, cleanrl, sb3, ours, ..., so that what else the machine does meets
-all alike. Equal: game, 8 environments x 128 steps, 4 epochs of 4 minibatches of 256, the network's shape, float32, CPU,
-threads. A step is one action of one environment; an iteration is a rollout and its update.
+Each run is a process of its own, in the order ours, bf16, cleanrl, sb3, ours, ..., so that what else the machine does
+meets all alike. A step is one action of one environment; an iteration is a rollout and its update.
+
+- atari: Breakout, Nature CNN, 8 environments x 128 steps, 4 epochs of 4 minibatches of 256, alike for all, in float32;
+  `bf16` is ours with --bf16.
+- impala: ours with the residual network of IMPALA in place of the Nature CNN.
+- mujoco: HalfCheetah, one environment x 2,048 steps, 10 epochs of 32 minibatches of 64, observations and rewards
+  normalised; beside Stable-Baselines3 with the same settings.
 
 A run's steps per second are the median over its iterations without the first two. The table shows median, least and
-greatest over runs, the parts of an iteration (median seconds), and our median over that side's. Rollout is without the
-environments, which include preprocessing and stacking of frames; bootstrap value and GAE count as update for CleanRL
-and as rollout for Stable-Baselines3. Linux only.
+greatest over runs, the parts of an iteration (median seconds), and our medians over that side's. Rollout is without the
+environments, which include preprocessing and stacking of frames; ours play while the network acts, and only the waiting
+for them is counted. Bootstrap value and GAE count as update for CleanRL and as rollout for Stable-Baselines3. Linux.
 """
 
 import argparse
@@ -34,11 +39,23 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDES = ("ours", "cleanrl", "sb3")
-PEERS = {
-    "cleanrl": ("cleanrl_ppo_atari_envpool.py", "{}-v5"),
-    "sb3": ("sb3_ppo_atari.py", "{}NoFrameskip-v4"),
+_CLEANRL = "--suite atari --env Breakout --algorithm ppo --config recipes/configs/atari_ppo_cleanrl.yaml"
+_CHEETAH = "--num_envs 1 --num_steps 2048 --num_ppo_epochs 10 --num_mini_batches 32"
+# Flags of ours, which `bf16` shares, and script and flags of each peer.
+TASKS: dict[str, dict[str, str]] = {
+    "atari": {
+        "ours": _CLEANRL,
+        "bf16": f"{_CLEANRL} --bf16",
+        "cleanrl": "cleanrl_ppo_atari_envpool.py --env_id Breakout-v5",
+        "sb3": "sb3_ppo_atari.py --env_id BreakoutNoFrameskip-v4",
+    },
+    "impala": {"ours": f"{_CLEANRL} --network impala", "bf16": f"{_CLEANRL} --network impala --bf16"},
+    "mujoco": {
+        "ours": f"--suite mujoco --env HalfCheetah --algorithm ppo --policy gaussian {_CHEETAH}",
+        "sb3": f"sb3_ppo_vector.py --env_id HalfCheetah-v5 {_CHEETAH} --normalize --eval_episodes 0",
+    },
 }
+OURS = ("ours", "bf16")
 WARM_UP = 2
 PARTS = ("environment", "rollout", "update")
 PACKAGES = ("scope-rlhf", "torch", "numpy", "gymnasium", "ale-py", "envpool")
@@ -91,32 +108,32 @@ def own_versions() -> dict[str, str]:
     return found
 
 
-def command(side: str, args: argparse.Namespace, folder: Path) -> list[str]:
-    if side == "ours":
+def command(task: str, side: str, args: argparse.Namespace, folder: Path) -> list[str]:
+    words = TASKS[task][side].split()
+    if side in OURS:
         return [
-            sys.executable, "-m", "scope_rlhf.cli", "control", "--suite", "atari", "--env", args.env,
-            "--algorithm", "ppo", "--total_timesteps", str(args.timesteps), "--output_dir", str(folder),
-            "--config", "recipes/configs/atari_ppo_cleanrl.yaml",
+            sys.executable, "-m", "scope_rlhf.cli", "control", *words,
+            "--total_timesteps", str(args.timesteps), "--output_dir", str(folder), "--num_eval_episodes", "0",
         ]  # fmt: skip
-    script, env_id = PEERS[side]
+    script, *flags = words
     return [
-        args.peers_python, f"benchmarks/peers/{script}", "--env_id", env_id.format(args.env),
+        args.peers_python, f"benchmarks/peers/{script}", *flags,
         "--total_timesteps", str(args.timesteps), "--threads", str(args.threads),
         "--output", str(folder / "result.json"),
     ]  # fmt: skip
 
 
-def launch(side: str, args: argparse.Namespace) -> dict[str, Any]:
+def launch(task: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
     """One run in a process of its own; load is the machine's load average of one minute before it."""
     threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        words = command(side, args, Path(folder))
+        words = command(task, side, args, Path(folder))
         done = subprocess.run(words, env=os.environ | threads, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{side} failed: {' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-        result = read_ours(Path(folder)) if side == "ours" else json.loads((Path(folder) / "result.json").read_text())
-    return {"side": side, "load": load} | result
+        result = read_ours(Path(folder)) if side in OURS else json.loads((Path(folder) / "result.json").read_text())
+    return {"task": task, "side": side, "load": load} | result
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -129,37 +146,47 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         summary[side] = {"runs": len(mine), "median": statistics.median(rates), "min": min(rates), "max": max(rates)}
         summary[side] |= {"split": split}
     for row in summary.values():
-        row["ours_over_it"] = summary["ours"]["median"] / row["median"] if "ours" in summary else None
+        for name in OURS:
+            row[f"{name}_over_it"] = summary[name]["median"] / row["median"] if name in summary else None
     return summary
 
 
-def throughput_table(summary: dict[str, dict[str, Any]]) -> Table:
-    names = ("side", "runs", "steps/s", "min", "max", "env s", "rollout s", "update s", "ours / it")
-    table = Table(*names, title="PPO on Atari, median over runs")
+HEADER = (
+    "task", "side", "runs", "steps/s", "min", "max", "env s", "rollout s", "update s", "ours / it", "bf16 / it",
+)  # fmt: skip
+
+
+def table_rows(task: str, summary: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    rows = []
     for side, row in summary.items():
-        rates = (f"{row[name]:.0f}" for name in ("median", "min", "max"))
-        ratio = "-" if row["ours_over_it"] is None else f"{row['ours_over_it']:.2f}"
-        table.add_row(side, str(row["runs"]), *rates, *(f"{row['split'][part]:.2f}" for part in PARTS), ratio)
-    return table
+        rates = (f"{row[name]:,.0f}" for name in ("median", "min", "max"))
+        ratios = ("-" if row[f"{name}_over_it"] is None else f"{row[f'{name}_over_it']:.2f}" for name in OURS)
+        rows.append((task, side, str(row["runs"]), *rates, *(f"{row['split'][part]:.2f}" for part in PARTS), *ratios))
+    return rows
 
 
 def machine() -> str:
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{names[0]}, {len(names)} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    flags = Path("/proc/cpuinfo").read_text().split()
+    bf16 = "with" if {"avx512_bf16", "amx_bf16"} & set(flags) else "without"
+    return f"{names[0]}, {len(names)} cores, {bf16} bfloat16, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="which; default atari")
     parser.add_argument("--peers_python", help="interpreter of the peers' environment (benchmarks/peers)")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each side")
     parser.add_argument("--timesteps", type=int, default=16_384, help="of each run, in actions")
     parser.add_argument("--threads", type=int, default=2, help="of every side")
-    parser.add_argument("--env", default="Breakout", help="game, as Breakout")
-    parser.add_argument("--only", nargs="+", choices=SIDES, default=SIDES, help="sides to run")
-    parser.add_argument("--output", type=Path, help="JSON with everything measured")
+    parser.add_argument("--only", nargs="+", choices=[*OURS, "cleanrl", "sb3"], help="sides to run; default all")
+    parser.add_argument("--output", type=Path, help="JSON with everything measured; the table goes beside it as .md")
     args = parser.parse_args()
-    sides = [side for side in SIDES if side in args.only]
-    if sides != ["ours"]:
+    tasks = args.tasks or ["atari"]
+    work = [(task, side) for task in tasks for side in TASKS[task] if side in (args.only or TASKS[task])]
+    if not work:
+        parser.error(f"--only {' '.join(args.only)}: {' and '.join(tasks)} have none of these sides")
+    if any(side not in OURS for _, side in work):
         if not (found := shutil.which(args.peers_python or "")):
             parser.error(
                 f"--peers_python {args.peers_python} is no interpreter; the peers need that of their environment"
@@ -167,21 +194,46 @@ def main() -> None:
         # Not resolved: a virtual environment's python is a link, and only by its own path the environment's.
         args.peers_python = os.path.abspath(found)
     console, runs = Console(), []
-    about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine()}
-    about |= {name: getattr(args, name) for name in ("env", "timesteps", "repetitions", "threads")}
+    about: dict[str, Any] = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine(), "tasks": tasks}
+    about |= {name: getattr(args, name) for name in ("timesteps", "repetitions", "threads")}
     for repetition in range(args.repetitions):
-        for side in sides:
-            runs.append(launch(side, args))
+        for task, side in work:
+            runs.append(launch(task, side, args))
             rate, load = runs[-1]["steps_per_second"], runs[-1]["load"]
-            console.print(f"{repetition + 1}/{args.repetitions} {side}: {rate:.0f} steps/s (load before: {load:.2f})")
-    summary = summarize(runs)
+            console.print(
+                f"{repetition + 1}/{args.repetitions} {task} {side}: {rate:,.0f} steps/s (load before: {load:.2f})"
+            )
+    rows = [row for task in tasks for row in table_rows(task, summarize([run for run in runs if run["task"] == task]))]
+    table = Table(*HEADER, title="PPO, median over runs")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    about["versions"] = {run["side"]: run["versions"] for run in runs}
+    console.print(f"{about['machine']}, {args.threads} threads")
     if args.output:
-        about |= {"versions": {run["side"]: run["versions"] for run in runs}, "load": [run["load"] for run in runs]}
-        args.output.write_text(json.dumps(about | {"summary": summary, "runs": runs}, indent=1) + "\n")
-    console.print(throughput_table(summary))
-    console.print(
-        f"{about['machine']}, {args.threads} threads; torch", {r["side"]: r["versions"]["torch"] for r in runs}
+        args.output.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+        args.output.with_suffix(".md").write_text(page(about, rows))
+
+
+def page(about: dict[str, Any], rows: list[tuple[str, ...]]) -> str:
+    """The table and how it was measured, as Markdown."""
+    head, rule = (" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER)))
+    versions = "; ".join(
+        f"{side}: {', '.join(f'{name} {number}' for name, number in found.items())}"
+        for side, found in about["versions"].items()
     )
+    return f"""# Steps per second of PPO
+
+`python benchmarks/control_throughput.py {" ".join(about["tasks"])} --repetitions {about["repetitions"]} --timesteps \
+{about["timesteps"]}`, {about["date"]}, {about["machine"]}, {about["threads"]} threads. Medians over runs, in turn; what
+is alike and what is counted is said in the script. Seconds are those of an iteration.
+
+| {head} |
+| {rule} |
+{chr(10).join(f"| {' | '.join(row)} |" for row in rows)}
+
+{versions}.
+"""
 
 
 if __name__ == "__main__":

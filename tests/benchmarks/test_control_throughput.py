@@ -1,16 +1,14 @@
 """What the throughput table says follows from the runs it was given."""
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from benchmarks.control_throughput import PEERS, ROOT, command, read_ours, summarize, throughput_table
+from benchmarks.control_throughput import HEADER, ROOT, TASKS, command, page, read_ours, summarize, table_rows
 
 
 def update(step: int, environment: float, rollout: float, spent: float) -> dict[str, Any]:
@@ -89,35 +87,48 @@ def test_the_summary_compares_medians_and_keeps_the_extremes():
 def test_without_our_side_the_table_has_no_ratio():
     summary = summarize([a_run("cleanrl", 100), a_run("sb3", 50)])
     assert [row["ours_over_it"] for row in summary.values()] == [None, None]
-    assert printed(summary)["sb3"] == ["1", "50", "50", "50", "0.50", "0.25", "1.00", "-"]
+    assert table_rows("atari", summary)[1] == (
+        "atari", "sb3", "1", "50", "50", "50", "0.50", "0.25", "1.00", "-", "-",
+    )  # fmt: skip
 
 
-def test_the_table_shows_each_side_with_our_ratio_to_it():
-    rows = printed(summarize([a_run("ours", 150), a_run("sb3", 100), a_run("ours", 250), a_run("sb3", 60)]))
-    assert rows["ours"] == ["2", "200", "150", "250", "0.50", "0.25", "1.00", "1.00"]
-    assert rows["sb3"] == ["2", "80", "60", "100", "0.50", "0.25", "1.00", "2.50"]
+def test_the_table_shows_each_side_with_both_our_ratios_to_it():
+    rates = {"ours": (1150, 1250), "bf16": (2000, 2800), "sb3": (100, 60)}
+    rows = table_rows("atari", summarize([a_run(side, rates[side][i]) for i in range(2) for side in rates]))
+    shown = ["2", "1,200", "1,150", "1,250", "0.50", "0.25", "1.00", "1.00", "2.00"]
+    assert list(rows[0]) == ["atari", "ours", *shown] and len(rows[0]) == len(HEADER)
+    assert rows[1][-2:] == ("0.50", "1.00") and rows[2][-2:] == ("15.00", "30.00")
 
 
-def printed(summary: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(throughput_table(summary))
-    cells = [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line
-    ]
-    return {side: rest for side, *rest in cells}
+def test_the_page_has_the_command_the_machine_and_every_row():
+    about = {"tasks": ["atari", "mujoco"], "repetitions": 5, "timesteps": 16384, "date": "2026-01-02", "threads": 2}
+    about |= {"machine": "a machine", "versions": {"ours": {"torch": "2.13.0"}, "sb3": {"torch": "2.12.0"}}}
+    rows = table_rows("atari", summarize([a_run("ours", 150), a_run("sb3", 100)]))
+    text = page(about, rows)
+    assert "control_throughput.py atari mujoco --repetitions 5" in text and "2026-01-02, a machine, 2 threads" in text
+    assert "| atari | sb3 | 1 | 100 | 100 | 100 | 0.50 | 0.25 | 1.00 | 1.50 | - |" in text
+    assert "ours: torch 2.13.0; sb3: torch 2.12.0." in text
 
 
-def test_each_side_is_told_the_same_game_steps_and_where_to_write(tmp_path):
-    args = argparse.Namespace(env="Breakout", timesteps=4096, threads=3, peers_python="/peers/bin/python")
-    ours = command("ours", args, tmp_path)
-    assert ours[:4] == [sys.executable, "-m", "scope_rlhf.cli", "control"]
-    assert ours[ours.index("--env") + 1] == "Breakout" and ours[ours.index("--total_timesteps") + 1] == "4096"
-    for side, env_id in (("cleanrl", "Breakout-v5"), ("sb3", "BreakoutNoFrameskip-v4")):
-        words = command(side, args, tmp_path)
+@pytest.mark.parametrize(("task", "side"), [(task, side) for task, sides in TASKS.items() for side in sides])
+def test_each_side_is_told_the_same_steps_and_where_to_write(task, side, tmp_path):
+    args = argparse.Namespace(timesteps=4096, threads=3, peers_python="/peers/bin/python")
+    words = command(task, side, args, tmp_path)
+    assert words[words.index("--total_timesteps") + 1] == "4096"
+    if side in ("ours", "bf16"):
+        assert words[:4] == [sys.executable, "-m", "scope_rlhf.cli", "control"]
+        assert words[words.index("--output_dir") + 1] == str(tmp_path) and ("--bf16" in words) == (side == "bf16")
+    else:
         assert words[0] == "/peers/bin/python" and (ROOT / words[1]).is_file()
-        flags = dict(zip(words[2::2], words[3::2], strict=True))
-        assert flags == {
-            "--env_id": env_id, "--total_timesteps": "4096", "--threads": "3",
-            "--output": str(tmp_path / "result.json"),
-        }  # fmt: skip
-    assert set(PEERS) == {"cleanrl", "sb3"}
+        assert words[words.index("--threads") + 1] == "3"
+        assert words[words.index("--output") + 1] == str(tmp_path / "result.json")
+
+
+def test_the_flags_of_ours_are_flags_of_the_command():
+    from scope_rlhf.experiments.control import parse_control
+
+    for sides in TASKS.values():
+        for side in ("ours", "bf16"):
+            if side in sides:
+                words = [str(ROOT / word) if word.endswith(".yaml") else word for word in sides[side].split()]
+                assert parse_control(words) is not None
