@@ -150,7 +150,10 @@ class Collector:
         # On a CPU a few observations are no faster on several threads, and idle ones spin while the environments' own
         # threads want the cores.
         few = self.observer.device.type == "cpu" and self.num_envs <= SINGLE_THREADED
-        with threads(1 if few else None), torch.no_grad():
+        # The network's own autocast is inside; an outer context, though it casts nothing, keeps the bfloat16 copies of
+        # the weights from step to step.
+        keep = torch.autocast(self.observer.device.type, enabled=False)
+        with threads(1 if few else None), torch.no_grad(), keep:
             return self._collect()
 
     def _collect(self) -> Rollout:

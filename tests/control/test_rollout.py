@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scope_rlhf.control.networks import PixelConv2d
 from scope_rlhf.control.policies import CategoricalPolicy
@@ -363,3 +364,40 @@ def test_a_part_steps_while_the_network_acts_for_the_other():
     made.restart(0)
     made.collect()
     assert log == ["send a", "send b", *["receive a", "send a", "receive b", "send b"], "receive a", "receive b"]
+
+
+class CastsOf(TorchDispatchMode):
+    """Counts how often tensors of this shape are cast."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_to_bfloat16_once_a_rollout_and_anew_in_the_next():
+    weight = torch.nn.Parameter(torch.randn(4, 3))
+
+    def autocast_model(observations):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = torch.nn.functional.linear(observations, weight)
+        return outputs[:, :2], outputs[:, 2:3]
+
+    environments = Environments(ScriptedVector(SCRIPT, "NEXT_STEP"))
+    observer = Observer(environments.observation_space, CPU, False)
+    shaper, sticky = RewardShaper(3, GAMMA, 0), StickyActions(0, 0)
+    policy, critic = CategoricalPolicy(2), make_critic_loss("mse")
+    made = Collector([environments], autocast_model, policy, critic, observer, shaper, sticky, 5)
+    made.restart(0)
+    for _ in range(2):
+        with CastsOf(weight.shape) as casts:
+            rollout = made.collect()
+        assert casts.count == 1
+        assert rollout.values.dtype == rollout.log_probs.dtype == torch.float32
+        expected = (rollout.observations @ weight.T)[..., 2]
+        torch.testing.assert_close(rollout.values, expected.detach(), rtol=0.02, atol=0.05)
+        with torch.no_grad():
+            weight.mul_(-2)
