@@ -1,12 +1,12 @@
-"""Tables and pictures of benchmarks/control_tables.py, from run folders alone."""
+"""Tables and pictures of benchmarks/control_tables.py, from the records of its runs alone."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scope_rlhf.metrics import difference_of_means, interquartile_mean, learning_curve_area, student_interval
-from scope_rlhf.reports.control import learning_curve, plot_learning_curves
+from benchmarks.control_records import Key, RunRecord
+from scope_rlhf.metrics import difference_of_means, interquartile_mean, student_interval
+from scope_rlhf.reports.control import draw_learning_curves
 from scope_rlhf.reports.labels import format_interval, format_number
 from scope_rlhf.reports.markdown import markdown_table
 from scope_rlhf.runtime.files import write_text
@@ -20,52 +20,47 @@ NOTES = {
     ),
     "critics": "The support of hl_gauss spans the discounted returns. Differences are to mse in its panel.",
     "continuous": "PPO with normalised observations and rewards, 500,000 steps.",
-    "atari": "Protocol NoFrameskip-v4. Evaluations play whole games with sampled actions.",
+    "atari": (
+        "Protocol NoFrameskip-v4; a step is 4 frames. Evaluations play whole games with sampled actions. Target: Pong "
+        "at 15 within 500,000 steps, or the best of 90 minutes."
+    ),
 }
 
 
-def evaluation(folder: Path) -> dict[str, Any] | None:
-    """evaluation.json of a finished run, else None."""
-    if not (folder / "finished.json").exists():
-        return None
-    return json.loads((folder / "evaluation.json").read_text())
-
-
-def write_table(table: str, cells: Sequence[Any], runs: Path, results: Path) -> Path:
-    """control_<table>.md and .png of the cells whose runs are finished. ValueError where none is."""
-    panels: dict[str, dict[str, list[Path]]] = {}
+def write_table(table: str, cells: Sequence[Any], records: Mapping[Key, RunRecord], results: Path) -> Path:
+    """control_<table>.md and .png of the cells that have records. ValueError where none has."""
+    panels: dict[str, dict[str, list[RunRecord]]] = {}
     for cell in cells:
-        folders = [runs / cell.folder(seed) for seed in range(1, cell.seeds + 1)]
-        folders = [folder for folder in folders if evaluation(folder) is not None]
-        if folders:
-            panels.setdefault(cell.panel, {})[cell.label] = folders
+        keys = [(cell.panel, cell.label, seed) for seed in range(1, cell.seeds + 1)]
+        if found := [records[key] for key in keys if key in records]:
+            panels.setdefault(cell.panel, {})[cell.label] = found
     if not panels:
-        raise ValueError(f"{runs} has no finished run of table {table}")
+        raise ValueError(f"no finished run of table {table}")
     rows = []
     for panel, groups in panels.items():
         first = None
-        for label, folders in groups.items():
-            found = [evaluation(folder) or {} for folder in folders]
-            means = [float(item["eval/episodic_return"]) for item in found]
-            episodes = [float(value) for item in found for value in item["returns"]]
-            areas = [learning_curve_area(*learning_curve(folder)) for folder in folders]
+        for label, runs in groups.items():
+            means, areas = [run.mean for run in runs], [run.area() for run in runs]
             first = first or (means, areas)
             rows.append(
                 (
                     panel,
                     label,
-                    str(len(folders)),
+                    str(len(runs)),
                     _mean(means),
                     format_number(min(means)),
-                    format_number(interquartile_mean(episodes)),
+                    format_number(interquartile_mean([value for run in runs for value in run.evaluation])),
                     _mean(areas),
                     "-" if first[0] is means else _difference(means, first[0]),
                     "-" if first[0] is means else _difference(areas, first[1]),
                 )
             )
-    picture = plot_learning_curves(
-        panels, results / f"control_{table}.png", note="mean, least and greatest of the seeds"
-    )
+    curves = {
+        panel: {label: [(run.steps, run.returns) for run in runs] for label, runs in groups.items()}
+        for panel, groups in panels.items()
+    }
+    name = results / f"control_{table}.png"
+    picture = draw_learning_curves(curves, name, note="mean, least and greatest of the seeds")
     header = (
         "environment", "objective or critic", "seeds", "evaluation [95 %]", "worst seed", "IQM of episodes",
         "mean return of the curve [95 %]", "evaluation minus first row", "curve minus first row",
@@ -99,12 +94,7 @@ def _difference(values: Sequence[float], reference: Sequence[float]) -> str:
     return f"{format_number(found.difference, sign=True)} {format_interval(found.low, found.high)}"
 
 
-def _versions(panels: dict[str, dict[str, list[Path]]]) -> str:
-    commits, torch = set(), set()
-    for groups in panels.values():
-        for folders in groups.values():
-            for folder in folders:
-                config = json.loads((folder / "config.json").read_text())
-                commits.add(str((config.get("source") or {}).get("commit", "?"))[:7])
-                torch.add(str(config["versions"].get("torch")))
-    return f"commit {', '.join(sorted(commits))}, torch {', '.join(sorted(torch))}, one thread a run"
+def _versions(panels: dict[str, dict[str, list[RunRecord]]]) -> str:
+    runs = [run for groups in panels.values() for found in groups.values() for run in found]
+    commits, torch = sorted({run.commit for run in runs}), sorted({run.torch for run in runs})
+    return f"commit {', '.join(commits)}, torch {', '.join(torch)}, one thread a run"

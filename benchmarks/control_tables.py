@@ -4,10 +4,11 @@
     python benchmarks/control_tables.py noise critics continuous atari --jobs 2
     python benchmarks/control_tables.py learning --report                        # tables and pictures of what is there
 
-Every run is a folder of its own and is not made again; an interrupted one goes on. Seeds 1 to 5 are reported. Settings
-are the defaults of `scope-rlhf control`, which were not changed after looking at these seeds; all else is in RUNS.
-Results go to benchmarks/results/control_<table>.md and .png. An evaluation is the mean of 20 episodes of the last
-policy, its most probable actions, on environments of their own.
+Every run is a folder of its own; an interrupted one goes on, and one that has a record in
+benchmarks/results/control_<table>.jsonl is not made again. Seeds 1 to 5 are reported. Settings are the defaults of
+`scope-rlhf control`, which were not changed after looking at these seeds; all else is in RUNS. Tables and pictures are
+made from the records: benchmarks/results/control_<table>.md and .png. An evaluation is the mean of 20 episodes of the
+last policy on environments of their own, by its most probable actions; sampled ones for A2C on LunarLander and Atari.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +67,7 @@ NOISY_A2C = {
 }
 CARTPOLE, ACROBOT = "--suite classic --env CartPole", "--suite classic --env Acrobot"
 LANDER = "--suite box2d --env LunarLander"
+ATARI = "--suite atari --protocol NoFrameskip-v4 --objective ppo --save_steps 50"
 FLIP = " --reward_flip_probability 0.1"
 # Returns of CartPole at gamma .98 are at most 50, of Acrobot at least -50; flips and noise reach a little beyond.
 SUPPORT = {CARTPOLE: '{"v_min": -5, "v_max": 55, "bins": 51, "padding_bins": 3}'}
@@ -112,13 +115,20 @@ RUNS: dict[str, list[Cell]] = {
         },
         seeds=3,
     ),
-    "atari": _cells(
-        "Pong",
-        "--suite atari --env Pong --protocol NoFrameskip-v4 --total_timesteps 1000000 --save_steps 50 "
-        "--num_eval_episodes 5",
-        {"ppo": ("--objective", "ppo")},
-        seeds=1,
-    ),
+    "atari": [
+        *_cells(
+            "Breakout, 200,000 steps",
+            f"{ATARI} --env Breakout --total_timesteps 200000 --num_eval_episodes 10",
+            {"float32": (), "bfloat16": ("--bf16", "true")},
+            seeds=3,
+        ),
+        *_cells(
+            "Pong, 1,500,000 steps",
+            f"{ATARI} --env Pong --total_timesteps 1500000 --num_eval_episodes 10",
+            {"ppo, bfloat16": ("--bf16", "true")},
+            seeds=1,
+        ),
+    ],
 }
 
 
@@ -151,22 +161,37 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/control_tables"), help="run folders")
     parser.add_argument("--report", action="store_true", help="tables and pictures of the runs that are there")
     args = parser.parse_args()
-    if args.report:
-        sys.path.insert(0, str(ROOT))
-        from benchmarks.control_report import write_table
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import control_records
+    from benchmarks.control_report import write_table
 
+    def collect(table: str) -> dict[control_records.Key, control_records.RunRecord]:
+        work = [(cell, seed) for cell in RUNS[table] for seed in range(1, cell.seeds + 1)]
+        new = [control_records.of_folder(args.output_dir / c.folder(s), c.panel, c.label, s) for c, s in work]
+        return control_records.add(RESULTS / f"control_{table}.jsonl", new)
+
+    if args.report:
         for table in args.tables:
-            print(write_table(table, RUNS[table], args.output_dir, RESULTS))
+            print(write_table(table, RUNS[table], collect(table), RESULTS))
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    work = {}  # a cell that two tables share is run once
+    work = []
     for table in args.tables:
+        there = collect(table)
         for seed in range(1, 1 + max(cell.seeds for cell in RUNS[table])):
-            for cell in RUNS[table]:
-                if seed <= cell.seeds:
-                    work.setdefault(cell.folder(seed), (cell, seed))
+            cells = [cell for cell in RUNS[table] if seed <= cell.seeds]
+            work += [(table, cell, seed) for cell in cells if (cell.panel, cell.label, seed) not in there]
+    lock = threading.Lock()
+
+    def make(item: tuple[str, Cell, int]) -> str:
+        table, cell, seed = item
+        said = run_cell(cell, seed, args.output_dir)
+        with lock:
+            collect(table)
+        return said
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        for said in pool.map(lambda item: run_cell(item[0], item[1], args.output_dir), work.values()):
+        for said in pool.map(make, work):
             print(said, flush=True)
 
 

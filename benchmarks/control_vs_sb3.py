@@ -7,7 +7,8 @@
 The peers' environment is benchmarks/peers/requirements.txt. Settings are RL Baselines3 Zoo's for CartPole (with a
 constant clip) and LunarLander, and for Atari those of its PPO, with the protocol NoFrameskip-v4. The critic's loss is
 half the squared error here and the whole one there: vf_coef is 1 here and .5 there. Runs are folders or files of
---output_dir, made once. Results: benchmarks/results/control_vs_sb3.md and .png.
+--output_dir; one that has a record in benchmarks/results/control_vs_sb3.jsonl is not made again. Table and picture are
+made from the records: benchmarks/results/control_vs_sb3.md and .png.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,17 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import control_records  # noqa: E402
+from benchmarks.control_records import Key, RunRecord  # noqa: E402
+from scope_rlhf.metrics import average_repeated_steps, difference_of_means  # noqa: E402
+from scope_rlhf.reports.control import draw_learning_curves  # noqa: E402
+from scope_rlhf.reports.labels import format_interval, format_number  # noqa: E402
+from scope_rlhf.reports.markdown import markdown_table  # noqa: E402
+from scope_rlhf.runtime.files import write_text  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results"
+RECORDS = RESULTS / "control_vs_sb3.jsonl"
 
 
 @dataclass(frozen=True)
@@ -85,55 +97,48 @@ def run(side: str, name: str, seed: int, args: argparse.Namespace) -> str:
     return f"{place.name}: {'done' if status == 0 else f'FAILED, see {place}.log'}"
 
 
-def read(side: str, name: str, seed: int, folder: Path) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """(mean of the evaluation, steps and returns of the training episodes) of a finished run, else None."""
-    from scope_rlhf.metrics import average_repeated_steps
-    from scope_rlhf.reports.control import learning_curve
+def collect(folder: Path) -> dict[Key, RunRecord]:
+    """The records of what is finished in `folder`, beside those that are there."""
+    new = []
+    for name, task in TASKS.items():
+        for seed in range(1, task.seeds + 1):
+            new.append(control_records.of_folder(folder / f"{name}-ours-{seed}", name, "ours", seed))
+            result = folder / f"{name}-sb3-{seed}.json"
+            if result.exists():
+                found = json.loads(result.read_text())
+                steps, values = ([point[key] for point in found["curve"]] for key in ("step", "return"))
+                curve = control_records.thin(*average_repeated_steps(np.array(steps), np.array(values)))
+                versions = found["versions"]
+                source = f"stable-baselines3 {versions['stable_baselines3']}"
+                new.append(RunRecord(name, "sb3", seed, found["evaluation"], *curve, source, versions["torch"]))
+    return control_records.add(RECORDS, new)
 
-    place = folder / f"{name}-{side}-{seed}"
-    if side == "ours":
-        if not (place / "finished.json").exists():
-            return None
-        returns = json.loads((place / "evaluation.json").read_text())["returns"]
-        return float(np.mean(returns)), *learning_curve(place)
-    if not place.with_suffix(".json").exists():
-        return None
-    found = json.loads(place.with_suffix(".json").read_text())
-    steps, values = (np.array([point[key] for point in found["curve"]], dtype=float) for key in ("step", "return"))
-    return float(np.mean(found["evaluation"])), *average_repeated_steps(steps, values)
 
-
-def report(folder: Path) -> Path:
-    """control_vs_sb3.md and .png of what is finished on both sides. ValueError where nothing is."""
-    from scope_rlhf.metrics import difference_of_means, learning_curve_area
-    from scope_rlhf.reports.control import draw_learning_curves
-    from scope_rlhf.reports.labels import format_interval, format_number
-    from scope_rlhf.reports.markdown import markdown_table
-    from scope_rlhf.runtime.files import write_text
-
+def report(records: Mapping[Key, RunRecord]) -> Path:
+    """control_vs_sb3.md and .png of what has two runs of both sides. ValueError where nothing has."""
     rows, panels = [], {}
     for name, task in TASKS.items():
-        found = {s: [read(s, name, seed, folder) for seed in range(1, task.seeds + 1)] for s in ("ours", "sb3")}
-        sides = {side: [run for run in runs if run is not None] for side, runs in found.items()}
+        sides = {side: [run for key, run in records.items() if key[:2] == (name, side)] for side in ("ours", "sb3")}
         if min(map(len, sides.values())) < 2:
             continue
-        last = min(float(steps[-1]) for runs in sides.values() for _, steps, _ in runs)
-        areas = {side: [learning_curve_area(s, v, last) for _, s, v in runs] for side, runs in sides.items()}
-        means = {side: [mean for mean, _, _ in runs] for side, runs in sides.items()}
+        last = min(float(run.steps[-1]) for runs in sides.values() for run in runs)
+        areas = {side: [run.area(last) for run in runs] for side, runs in sides.items()}
+        means = {side: [run.mean for run in runs] for side, runs in sides.items()}
         for what, values in (("evaluation", means), ("curve's mean", areas)):
             gap = difference_of_means(values["ours"], values["sb3"])
             cells = [format_number(gap.mean_a), format_number(gap.mean_b), format_number(gap.difference, sign=True)]
             rows.append((task.title, what, f"{gap.n_a} / {gap.n_b}", *cells, format_interval(gap.low, gap.high)))
-        panels[task.title] = {side: [(s, v) for _, s, v in runs] for side, runs in sides.items()}
+        panels[task.title] = {side: [(run.steps, run.returns) for run in runs] for side, runs in sides.items()}
     if not rows:
-        raise ValueError(f"{folder} has no task with two finished runs of both sides")
+        raise ValueError("no task has two finished runs of both sides")
     picture = draw_learning_curves(panels, RESULTS / "control_vs_sb3.png", note="mean, least and greatest seed")
     header = ("environment", "mean return of", "seeds", "ours", "SB3 2.9.2", "difference", "95 % (Welch)")
+    commits = sorted({run.commit for run in records.values() if run.label == "ours"})
     text = f"""# Our PPO beside Stable-Baselines3's, the same settings
 
-`python benchmarks/control_vs_sb3.py cartpole lunarlander atari`: settings in the script. Evaluation: the last
-policy's episodes; the curve's mean is the area under the returns of the training episodes up to the last step that all
-runs have.
+`python benchmarks/control_vs_sb3.py cartpole lunarlander atari`: settings in the script; ours at commit \
+{", ".join(commits)}. Evaluation: the last policy's episodes; the curve's mean is the area under the returns of the
+training episodes up to the last step that all runs have.
 
 {markdown_table(header, rows, "llrrrrr")}
 
@@ -151,9 +156,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/control_vs_sb3"))
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
+    records = collect(args.output_dir)
     if args.report:
-        print(report(args.output_dir))
+        print(report(records))
         return
     if not args.tasks or not args.peers_python:
         parser.error("name the tasks, and the peers' interpreter by --peers_python")
@@ -164,10 +169,12 @@ def main() -> None:
         for name in args.tasks
         for seed in range(1, TASKS[name].seeds + 1)
         for side in ("ours", "sb3")
+        if (name, side, seed) not in records
     ]
     with ThreadPoolExecutor(args.jobs) as pool:
         for said in pool.map(lambda item: run(item[0], item[1], item[2], args), work):
             print(said, flush=True)
+            collect(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Evaluation episodes on environments of their own, and their film."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,6 +78,16 @@ def evaluate_returns(
             done.append((float(running[i]), int(lengths[i])))
     kept = [episode for done in played for episode in done[:quota]]
     return {"returns": [r for r, _ in kept], "lengths": [float(n) for _, n in kept]}
+
+
+def summarize_returns(result: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean return, its standard deviation over episodes (0 for one), and mean length of an `evaluate_returns`."""
+    returns = np.asarray(result["returns"])
+    return {
+        "eval/episodic_return": float(returns.mean()),
+        "eval/episodic_return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+        "eval/episodic_length": float(np.mean(result["lengths"])),
+    }
 
 
 @torch.no_grad()

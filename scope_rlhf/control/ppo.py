@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from scope_rlhf.control import on_policy
-from scope_rlhf.control.config import PPOConfig
-from scope_rlhf.control.policies import Policy
+from scope_rlhf.control.on_policy_config import PPOConfig
 from scope_rlhf.control.rollout import MinibatchLoader, Rollout
 from scope_rlhf.control.session import Session
-from scope_rlhf.losses import reduce_loss
-from scope_rlhf.objectives import CriticLossFunction, Objective, PolicyInputs, describe_objective
+from scope_rlhf.objectives import CriticLossFunction, Objective, describe_objective
 from scope_rlhf.rl import explained_variance, whiten
 
 # Statistics of an objective under CleanRL's names.
@@ -68,11 +66,9 @@ class PPOUpdater:
 
     def __init__(self, config: PPOConfig, session: Session, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.config, self.session, self.model, self.optimizer = config, session, model, optimizer
-        self.policy: Policy = session.setup.policy
         self.load = MinibatchLoader(session.observer)
         self._full: tuple[Objective, CriticLossFunction] = (config.make_objective(), session.setup.critic)
         self.objective, self.critic = self._full
-        self.needs_entropy = bool(config.ent_coef) or getattr(self.objective, "needs_entropy", False)
 
     def set_clip(self, share: float) -> None:
         """Shrink the clips of the ratio and of the value to this share, which is > 0: 0 would refuse every change."""
@@ -124,60 +120,22 @@ class PPOUpdater:
         return metrics
 
     def step(self, flat: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """One optimizer step on these rows; sums of the statistics over all processes, divided by the count."""
-        config, session = self.config, self.session
-        local = torch.tensor(float(len(rows)), device=rows.device)
-        count = session.all_reduce(local).clamp(min=1)
-        # DDP divides the summed gradient by the number of processes.
-        normalizer = count / session.processes
+        """One optimizer step on these rows; the means of its statistics over all processes."""
         advantages = flat["advantages"][rows]
         extra: dict[str, Tensor] = {}
-        if config.whiten_advantages == "minibatch":
+        if self.config.whiten_advantages == "minibatch":
             everywhere = torch.ones_like(advantages, dtype=torch.bool)
-            advantages, stats = whiten(advantages, everywhere, all_reduce=session.reduce)
+            advantages, stats = whiten(advantages, everywhere, all_reduce=self.session.reduce)
             extra["normalization_sign_flip"] = stats["normalization_sign_flip"]
-        old_log_probs = flat["log_probs"][rows]
-
-        outputs, value_outputs = self.model(self.load(flat["observations"], rows))
-        outputs = outputs.float()
-        log_probs = self.policy.log_probs(outputs, flat["actions"][rows])
-        entropy = self.policy.entropy(outputs) if self.needs_entropy else self._entropy(outputs)
-        if log_probs.dim() > 1:
-            advantages = advantages.unsqueeze(1).expand_as(log_probs)
-        policy_loss = self.objective(
-            PolicyInputs(log_probs, advantages.to(log_probs.dtype), old_log_probs, entropy=entropy)
+        batch = on_policy.Batch(
+            self.load(flat["observations"], rows),
+            flat["actions"][rows],
+            advantages,
+            flat["returns"][rows],
+            flat["log_probs"][rows],
+            flat["values"][rows],
         )
-        critic_loss = self.critic(value_outputs, flat["returns"][rows], old_values=flat["values"][rows])
-        decisions = normalizer * self.policy.decisions
-        policy_term = reduce_loss(policy_loss.per_decision, None, "token_mean", decisions)
-        entropy_term = reduce_loss(entropy, None, "token_mean", normalizer)
-        value_term = reduce_loss(critic_loss.per_decision, None, "token_mean", normalizer)
-        loss = policy_term + config.vf_coef * value_term
-        if config.ent_coef:
-            loss = loss - config.ent_coef * entropy_term
-
-        self.optimizer.zero_grad()
-        session.accelerator.backward(loss)
-        if config.max_grad_norm:
-            session.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-        self.optimizer.step()
-
-        with torch.no_grad():
-            means = {
-                "policy_loss": policy_term.detach(),
-                "value_loss": value_term.detach(),
-                "entropy": entropy_term.detach(),
-                "old_approx_kl": (old_log_probs - log_probs.detach()).sum() / decisions,
-            }
-            for name, value in policy_loss.stats.items():
-                if name != "entropy":
-                    means[name] = value.sum() / decisions
-            for name, value in critic_loss.stats.items():
-                means[f"value_{name}"] = value.sum() / normalizer
-            # One collective for all: each mean is a local sum over the global count, times the processes.
-            summed = session.all_reduce(torch.stack([value.float() for value in means.values()])) / session.processes
-        return {**dict(zip(means, summed, strict=True)), **extra}
-
-    @torch.no_grad()
-    def _entropy(self, outputs: Tensor) -> Tensor:
-        return self.policy.entropy(outputs)
+        found = on_policy.optimizer_step(
+            self.session, self.config, self.model, self.optimizer, self.objective, self.critic, batch
+        )
+        return {**found, **extra}

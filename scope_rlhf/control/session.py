@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,10 +28,10 @@ from scope_rlhf.control.checkpoint import (
 )
 from scope_rlhf.control.config import ControlConfig
 from scope_rlhf.control.environments import make_environments, make_parts
-from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode
-from scope_rlhf.control.rewards import RewardShaper, StickyActions
+from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, summarize_returns
+from scope_rlhf.control.rewards import StickyActions
 from scope_rlhf.control.rollout import EnvironmentFailure, Observer
-from scope_rlhf.control.setup import environment_seed, make_accelerator, prepare
+from scope_rlhf.control.setup import environment_seed, make_accelerator, make_shaper, new_run_folder, prepare
 from scope_rlhf.control.vector import Episode
 from scope_rlhf.runtime.environment import ENVIRONMENT_PACKAGES, package_versions
 from scope_rlhf.runtime.files import write_json
@@ -53,9 +52,7 @@ class Session(AbstractContextManager["Session"]):
             torch.set_num_threads(config.num_threads)
         keep_freed_memory()
         self.setup = prepare(config)
-        if config.output_dir is None:
-            name = f"{self.setup.spec.name}-{algorithm}".replace("/", "-").lower()
-            config.output_dir = str(Path("runs/control") / name / datetime.now().strftime("%Y%m%d-%H%M%S"))
+        config.output_dir = config.output_dir or new_run_folder(self.setup.spec.name, algorithm)
         self.folder = RunFolder(config.output_dir)
         self.checkpoint = find_checkpoint(self.folder.path, config.resume, config.resume_from_checkpoint)
         self.meta = self.setup.meta(algorithm, objective)
@@ -66,15 +63,7 @@ class Session(AbstractContextManager["Session"]):
         self.local_envs = config.num_envs // self.processes
         self.observer = Observer(self.setup.observation_space, self.accelerator.device, config.normalize_observations)
         noise_seed = int(np.random.SeedSequence([config.seed, self.rank]).generate_state(1)[0])
-        self.shaper = RewardShaper(
-            self.local_envs,
-            config.gamma,
-            noise_seed,
-            clip_rewards=config.clip_rewards,
-            normalize_rewards=config.normalize_rewards,
-            reward_flip_probability=config.reward_flip_probability,
-            reward_noise_std=config.reward_noise_std,
-        )
+        self.shaper = make_shaper(config, self.local_envs, noise_seed)
         self.sticky = StickyActions(self.setup.sticky, noise_seed)
         self.global_step = self.update = 0
         self.episodes: list[Episode] = []
@@ -128,20 +117,19 @@ class Session(AbstractContextManager["Session"]):
         if self.config.report_to:
             scalars = {k: v for k, v in asdict(self.config).items() if isinstance(v, int | float | str | bool)}
             self.accelerator.init_trackers("scope-rlhf-control", config=scalars)
-        first = environment_seed(self.config.seed, self.global_step, self.rank)
+        spec, count = self.setup.spec, self.local_envs
+        self.first_seed = first = environment_seed(self.config.seed, self.global_step, self.rank)
         try:
-            spec, count = self.setup.spec, self.local_envs
             self.environments = make_parts(spec, count, first) if parts else [make_environments(spec, count, first)]
         except (ValueError, ImportError):
             raise
         except Exception as error:
             raise EnvironmentFailure(f"the environments failed to start: {type(error).__name__}: {error}") from error
-        self.first_seed = first
         self.bar = tqdm(
             total=self.config.total_timesteps,
             initial=self.global_step,
             unit="step",
-            desc=f"{self.setup.spec.name} {self.algorithm}",
+            desc=f"{spec.name} {self.algorithm}",
             mininterval=0.5,
             disable=self.rank != 0,
         )
@@ -180,9 +168,8 @@ class Session(AbstractContextManager["Session"]):
         line = {name: float(value) for name, value in metrics.items()}
         if count:
             self.recent.append(returned / count)
-            line["charts/episodic_return"] = returned / count
-            line["charts/episodic_length"] = length / count
-            line["charts/episodes"] = count
+            means = {"episodic_return": returned / count, "episodic_length": length / count, "episodes": count}
+            line |= {f"charts/{name}": value for name, value in means.items()}
         now = time.perf_counter()
         line["charts/SPS"] = (self.global_step - self._started_at) / max(now - self._started, 1e-9)
         line |= {f"time/{name}": value for name, value in seconds.items()}
@@ -195,8 +182,6 @@ class Session(AbstractContextManager["Session"]):
     def advance(self, steps: int) -> None:
         self.global_step += steps
         self.bar.update(steps)
-
-    # Evaluation
 
     def evaluate(self) -> dict[str, float]:
         """Returns on separate environments, by the first process; the others wait."""
@@ -212,12 +197,7 @@ class Session(AbstractContextManager["Session"]):
                 self.config.eval_seed,
                 self.setup.sticky,
             )
-            returns = np.asarray(result["returns"])
-            summary = {
-                "eval/episodic_return": float(returns.mean()),
-                "eval/episodic_return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-                "eval/episodic_length": float(np.mean(result["lengths"])),
-            }
+            summary = summarize_returns(result)
             self.folder.write_evaluation({"step": self.global_step, **result, **summary})
             self.folder.append_metrics(self.global_step, summary)
             if self.config.report_to:

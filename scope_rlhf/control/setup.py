@@ -4,16 +4,20 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from scope_rlhf.control.config import ControlConfig, DQNConfig, OnPolicyConfig
+from scope_rlhf.control.config import ControlConfig, DQNConfig
 from scope_rlhf.control.environments import EnvironmentSpec, probe_spaces, resolve_environment
 from scope_rlhf.control.networks import check_network
+from scope_rlhf.control.on_policy_config import OnPolicyConfig
 from scope_rlhf.control.policies import CategoricalPolicy, Policy, describe_policy, make_policy
+from scope_rlhf.control.rewards import RewardShaper
 from scope_rlhf.objectives import CriticLossFunction, describe_critic
 
 
@@ -106,6 +110,25 @@ def make_accelerator(config: ControlConfig) -> Accelerator:
         log_with=log_with,  # pyright: ignore[reportArgumentType]
         project_dir=config.output_dir,
     )
+
+
+def make_shaper(config: ControlConfig, num_envs: int, seed: int) -> RewardShaper:
+    """What a process's environments give to learn from, with the settings of the run."""
+    return RewardShaper(
+        num_envs,
+        config.gamma,
+        seed,
+        clip_rewards=config.clip_rewards,
+        normalize_rewards=config.normalize_rewards,
+        reward_flip_probability=config.reward_flip_probability,
+        reward_noise_std=config.reward_noise_std,
+    )
+
+
+def new_run_folder(env: str, algorithm: str) -> str:
+    """runs/control/<env>-<algorithm>/<time>."""
+    name = f"{env}-{algorithm}".replace("/", "-").lower()
+    return str(Path("runs/control") / name / datetime.now().strftime("%Y%m%d-%H%M%S"))
 
 
 def environment_seed(seed: int, step: int, rank: int) -> int:

@@ -8,8 +8,9 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from scope_rlhf.control.config import A2CConfig, ControlConfig, DQNConfig, PPOConfig
+from scope_rlhf.control.config import ControlConfig, DQNConfig
 from scope_rlhf.control.environments import SUITES
+from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.experiments.command_line import parse_settings, read_config, spell, take_config, value_of
 
 ALGORITHMS: dict[str, type[ControlConfig]] = {"ppo": PPOConfig, "a2c": A2CConfig, "dqn": DQNConfig}

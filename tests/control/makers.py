@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from scope_rlhf.control.a2c import train_a2c
-from scope_rlhf.control.config import A2CConfig, DQNConfig, PPOConfig
+from scope_rlhf.control.config import DQNConfig
 from scope_rlhf.control.dqn import train_dqn
+from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.control.ppo import train_ppo
 
 sys.path.append(str(Path(__file__).parent))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope_rlhf.control.a2c import make_optimizer, update
-from scope_rlhf.control.config import A2CConfig
+from scope_rlhf.control.on_policy_config import A2CConfig
 from scope_rlhf.control.rollout import MinibatchLoader
 from scope_rlhf.control.session import Session
 from tests.control import two_process_script as script

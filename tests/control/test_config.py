@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scope_rlhf.control.config import A2CConfig, ControlConfig, DQNConfig, PPOConfig
+from scope_rlhf.control.config import ControlConfig, DQNConfig
+from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.objectives import PPO
 
 OWN = f"{Path(__file__).parents[1] / 'data' / 'quadratic_penalty.py'}:QuadraticPenalty"

@@ -8,9 +8,10 @@ import torch
 
 from scope_rlhf.control.a2c import make_optimizer
 from scope_rlhf.control.a2c import update as a2c_update
-from scope_rlhf.control.config import A2CConfig, DQNConfig, PPOConfig
+from scope_rlhf.control.config import DQNConfig
 from scope_rlhf.control.dqn import Learner
 from scope_rlhf.control.networks import ActorCritic, QNetwork
+from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.control.ppo import PPOUpdater
 from scope_rlhf.control.rollout import MinibatchLoader, Rollout
 from scope_rlhf.control.session import Session
