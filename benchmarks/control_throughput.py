@@ -39,6 +39,9 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from scope_rlhf.runtime.environment import source_commit  # noqa: E402
+
 _CLEANRL = "--suite atari --env Breakout --algorithm ppo --config recipes/configs/atari_ppo_cleanrl.yaml"
 _CHEETAH = "--num_envs 1 --num_steps 2048 --num_ppo_epochs 10 --num_mini_batches 32"
 # Flags of ours, which `bf16` shares, and script and flags of each peer.
@@ -196,6 +199,7 @@ def main() -> None:
     console, runs = Console(), []
     about: dict[str, Any] = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine(), "tasks": tasks}
     about |= {name: getattr(args, name) for name in ("timesteps", "repetitions", "threads")}
+    about["commit"] = str((source_commit(ROOT) or {}).get("commit", "?"))[:7]
     for repetition in range(args.repetitions):
         for task, side in work:
             runs.append(launch(task, side, args))
@@ -218,21 +222,19 @@ def main() -> None:
 def page(about: dict[str, Any], rows: list[tuple[str, ...]]) -> str:
     """The table and how it was measured, as Markdown."""
     head, rule = (" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER)))
-    versions = "; ".join(
-        f"{side}: {', '.join(f'{name} {number}' for name, number in found.items())}"
-        for side, found in about["versions"].items()
-    )
+    versions = sorted({f"{name} {number}" for found in about["versions"].values() for name, number in found.items()})
     return f"""# Steps per second of PPO
 
-`python benchmarks/control_throughput.py {" ".join(about["tasks"])} --repetitions {about["repetitions"]} --timesteps \
-{about["timesteps"]}`, {about["date"]}, {about["machine"]}, {about["threads"]} threads. Medians over runs, in turn; what
-is alike and what is counted is said in the script. Seconds are those of an iteration.
+`python benchmarks/control_throughput.py {" ".join(about["tasks"])} --repetitions {about["repetitions"]} \
+--timesteps {about["timesteps"]}` at commit {about["commit"]}, {about["date"]}: {about["machine"]}, \
+{about["threads"]} threads.
+Medians over runs, in turn; what is alike and what is counted is said in the script. Seconds are those of an iteration.
 
 | {head} |
 | {rule} |
 {chr(10).join(f"| {' | '.join(row)} |" for row in rows)}
 
-{versions}.
+{", ".join(versions)}.
 """
 
 

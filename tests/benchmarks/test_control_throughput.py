@@ -101,13 +101,23 @@ def test_the_table_shows_each_side_with_both_our_ratios_to_it():
 
 
 def test_the_page_has_the_command_the_machine_and_every_row():
-    about = {"tasks": ["atari", "mujoco"], "repetitions": 5, "timesteps": 16384, "date": "2026-01-02", "threads": 2}
+    about = {
+        "tasks": ["atari", "mujoco"],
+        "repetitions": 5,
+        "timesteps": 16384,
+        "date": "2026-01-02",
+        "threads": 2,
+        "commit": "abc1234",
+    }
     about |= {"machine": "a machine", "versions": {"ours": {"torch": "2.13.0"}, "sb3": {"torch": "2.12.0"}}}
     rows = table_rows("atari", summarize([a_run("ours", 150), a_run("sb3", 100)]))
     text = page(about, rows)
-    assert "control_throughput.py atari mujoco --repetitions 5" in text and "2026-01-02, a machine, 2 threads" in text
+    assert (
+        "control_throughput.py atari mujoco --repetitions 5" in text
+        and "abc1234, 2026-01-02: a machine, 2 threads" in text
+    )
     assert "| atari | sb3 | 1 | 100 | 100 | 100 | 0.50 | 0.25 | 1.00 | 1.50 | - |" in text
-    assert "ours: torch 2.13.0; sb3: torch 2.12.0." in text
+    assert "torch 2.12.0, torch 2.13.0." in text
 
 
 @pytest.mark.parametrize(("task", "side"), [(task, side) for task, sides in TASKS.items() for side in sides])
