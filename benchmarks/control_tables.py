@@ -14,6 +14,7 @@ last policy on environments of their own, by its most probable actions; sampled 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -31,7 +32,9 @@ CONTROL = '{"policy_coef": 1.5}'
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs that differ in the seed only: panel and label in table and picture, and the flags."""
+    """Runs that differ in the seed only: panel and label in table and picture, and the flags. Cells with the same flags
+    share their runs.
+    """
 
     panel: str
     label: str
@@ -39,8 +42,8 @@ class Cell:
     seeds: int = 5
 
     def folder(self, seed: int) -> str:
-        words = f"{self.panel}-{self.label}-{seed}".lower()
-        return "".join(letter if letter.isalnum() else "-" for letter in words)
+        words = "-".join([*self.flags, str(seed)]).lower()
+        return "-".join(re.findall(r"[a-z0-9.]+", words))
 
 
 def _cells(panel: str, flags: str, variants: dict[str, tuple[str, ...]], seeds: int = 5) -> list[Cell]:
@@ -48,12 +51,12 @@ def _cells(panel: str, flags: str, variants: dict[str, tuple[str, ...]], seeds: 
 
 
 OBJECTIVES = {
-    "ppo": ("--objective", "ppo"),
+    "ppo": (),
     "scope": ("--objective", "scope"),
     "symmetric": ("--objective", "symmetric", "--objective_kwargs", SYMMETRIC),
 }
 NOISY = {
-    "ppo": ("--objective", "ppo"),
+    "ppo": (),
     "ppo, policy_coef 1.5": ("--objective", "ppo", "--objective_kwargs", CONTROL),
     "symmetric": ("--objective", "symmetric", "--objective_kwargs", SYMMETRIC),
     "symmetric, unmasked": ("--objective", "symmetric", "--objective_kwargs", UNMASKED),
@@ -61,19 +64,19 @@ NOISY = {
     "scope, alpha .3": ("--objective", "scope", "--objective_kwargs", '{"alpha": 0.3}'),
 }
 NOISY_A2C = {
-    "A2C": ("--objective", "ppo"),
+    "A2C": (),
     "A2C, policy_coef 1.5": ("--objective", "ppo", "--objective_kwargs", CONTROL),
     "SA2C": ("--objective", "symmetric", "--objective_kwargs", SYMMETRIC),
 }
 CARTPOLE, ACROBOT = "--suite classic --env CartPole", "--suite classic --env Acrobot"
 LANDER = "--suite box2d --env LunarLander"
-ATARI = "--suite atari --protocol NoFrameskip-v4 --objective ppo --save_steps 50"
+ATARI = "--suite atari --protocol NoFrameskip-v4 --save_steps 50"
 FLIP = " --reward_flip_probability 0.1"
 # Returns of CartPole at gamma .98 are at most 50, of Acrobot at least -50; flips and noise reach a little beyond.
 SUPPORT = {CARTPOLE: '{"v_min": -5, "v_max": 55, "bins": 51, "padding_bins": 3}'}
 SUPPORT[ACROBOT] = '{"v_min": -55, "v_max": 5, "bins": 51, "padding_bins": 3}'
 DQN_SUPPORT = '{"v_min": -5, "v_max": 105, "bins": 51, "padding_bins": 3}'
-DQN = {"mse": ("--critic", "mse")}
+DQN: dict[str, tuple[str, ...]] = {"mse": ()}
 DQN |= {name: ("--critic", name, "--critic_kwargs", DQN_SUPPORT) for name in ("two_hot", "c51", "hl_gauss")}
 
 
@@ -81,7 +84,7 @@ def _critics(panel: str, flags: str) -> list[Cell]:
     support = SUPPORT[flags]
     cells = []
     for condition, more in {"clean": "", "noise": FLIP, "sticky .25": " --repeat_action_probability 0.25"}.items():
-        kinds = {"mse": ("--critic", "mse"), "hl_gauss": ("--critic", "hl_gauss", "--critic_kwargs", support)}
+        kinds = {"mse": (), "hl_gauss": ("--critic", "hl_gauss", "--critic_kwargs", support)}
         cells += _cells(f"{panel}, {condition}", flags + more, kinds)
     return cells
 
@@ -89,9 +92,9 @@ def _critics(panel: str, flags: str) -> list[Cell]:
 RUNS: dict[str, list[Cell]] = {
     "learning": [
         *_cells("CartPole, PPO", CARTPOLE, OBJECTIVES),
-        *_cells("CartPole, A2C", CARTPOLE + " --algorithm a2c", {"ppo": ("--objective", "ppo")}),
+        *_cells("CartPole, A2C", CARTPOLE + " --algorithm a2c", {"ppo": ()}),
         *_cells("CartPole, DQN", CARTPOLE + " --algorithm dqn", DQN),
-        *_cells("LunarLander, A2C", LANDER + " --algorithm a2c", {"ppo": ("--objective", "ppo")}),
+        *_cells("LunarLander, A2C", LANDER + " --algorithm a2c", {"ppo": ()}),
         *_cells("LunarLander, PPO", LANDER, OBJECTIVES),
     ],
     "noise": [
@@ -175,23 +178,24 @@ def main() -> None:
             print(write_table(table, RUNS[table], collect(table), RESULTS))
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    work = []
+    work: dict[str, tuple[Cell, int]] = {}
     for table in args.tables:
         there = collect(table)
         for seed in range(1, 1 + max(cell.seeds for cell in RUNS[table])):
-            cells = [cell for cell in RUNS[table] if seed <= cell.seeds]
-            work += [(table, cell, seed) for cell in cells if (cell.panel, cell.label, seed) not in there]
+            for cell in RUNS[table]:
+                if seed <= cell.seeds and (cell.panel, cell.label, seed) not in there:
+                    work.setdefault(cell.folder(seed), (cell, seed))
     lock = threading.Lock()
 
-    def make(item: tuple[str, Cell, int]) -> str:
-        table, cell, seed = item
-        said = run_cell(cell, seed, args.output_dir)
+    def make(item: tuple[Cell, int]) -> str:
+        said = run_cell(*item, args.output_dir)
         with lock:
-            collect(table)
+            for name in args.tables:
+                collect(name)
         return said
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        for said in pool.map(make, work):
+        for said in pool.map(make, work.values()):
             print(said, flush=True)
 
 

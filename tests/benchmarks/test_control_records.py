@@ -67,3 +67,13 @@ def test_a_table_needs_nothing_but_the_records(tmp_path):
     assert (tmp_path / "control_learning.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="no finished run of table learning"):
         write_table("learning", RUNS["learning"], {}, tmp_path)
+
+
+def test_cells_with_the_same_flags_share_a_run_and_others_do_not():
+    by_folder = {}
+    for cell in (cell for cells in RUNS.values() for cell in cells):
+        by_folder.setdefault(cell.folder(1), set()).add(cell.flags)
+    assert all(len(flags) == 1 for flags in by_folder.values())
+    first = {(cell.panel, cell.label): cell.folder(1) for cells in RUNS.values() for cell in cells}
+    assert first["CartPole, PPO", "ppo"] == first["CartPole", "ppo"] == first["CartPole, clean", "mse"]
+    assert first["CartPole", "symmetric"] != first["CartPole", "symmetric, unmasked"] != first["CartPole", "ppo"]
