@@ -198,6 +198,8 @@ def draw_learning_curves(
     """`plot_learning_curves` of curves, (steps, values) of each run."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    from matplotlib.ticker import EngFormatter
+
     figure = new_figure(4.2 * columns, 3.1 * rows + 0.5)
     with figure_style():
         for index, (title, groups) in enumerate(panels.items()):
@@ -208,11 +210,13 @@ def draw_learning_curves(
                 low, high = max(float(s[0]) for s, _ in curves), min(float(s[-1]) for s, _ in curves)
                 grid = np.linspace(low, high, points)
                 aligned = align_curves(curves, grid)
-                axes.plot(grid, aligned.mean(axis=0), color=colour, linewidth=1.8, label=f"{label} ({len(runs)} seeds)")
+                seeds = f"{label} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})"
+                axes.plot(grid, aligned.mean(axis=0), color=colour, linewidth=1.8, label=seeds)
                 if len(runs) > 1:
                     axes.fill_between(grid, aligned.min(axis=0), aligned.max(axis=0), color=colour, alpha=0.13, lw=0)
             axes.set_title(title)
             axes.set_xlabel("steps")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
             axes.set_ylabel(unit)
             axes.legend(loc="best")
         if note:
