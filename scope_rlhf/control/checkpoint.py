@@ -118,6 +118,7 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any], critic: Cri
     of processes.
     """
     flags = {"algorithm": "--algorithm", "processes": "the number of processes", "network": "--network, --hidden_sizes"}
+    flags |= {"objective": "the objective, or --allow_objective_change true,"}
     for key, wanted in expected.items():
         if key == "critic":
             continue
@@ -127,6 +128,29 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any], critic: Cri
                 f"set {flags.get(key, '--' + key)} to what was saved, or start a new run in another --output_dir."
             )
     check_saved_critic(meta["critic"], critic, str(folder))
+
+
+def check_length(meta: Mapping[str, Any], config: Any, folder: Path) -> None:
+    """ValueError where the run would end before the checkpoint."""
+    if meta["step"] > config.total_timesteps:
+        raise ValueError(
+            f"{folder} is at step {meta['step']}, beyond total_timesteps={config.total_timesteps}; set "
+            "--total_timesteps to the length of the whole run."
+        )
+
+
+def changed_settings(folder: Path, now: Mapping[str, Any]) -> str:
+    """The settings that were others in the run of this checkpoint, as words; '' for none, or where its config.json is
+    not there. Those that only say where, how long and how often are left out.
+    """
+    free = {"output_dir", "resume", "resume_from_checkpoint", "total_timesteps", "report_to", "video", "num_threads"}
+    free |= {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "num_eval_episodes"}
+    try:
+        before = json.loads((folder.parent / "config.json").read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    changed = [name for name in now if name in before and name not in free and before[name] != _as_json(now[name])]
+    return ", ".join(f"{name} {before[name]!r} -> {now[name]!r}" for name in changed)
 
 
 def load_checkpoint(folder: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:

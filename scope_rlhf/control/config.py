@@ -77,12 +77,18 @@ class ControlConfig:
         self.at_least("num_envs", 1)
         self.at_least("total_timesteps", 1)
         self.at_least("seed", 0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, got {self.seed}; set --seed.")
         self.between("learning_rate", 0, math.inf, open_low=True)
         self.one_of("lr_scheduler_type", ("linear", "constant"))
         self.between("max_grad_norm", 0, math.inf)
         self.between("gamma", 0, 1)
         self.between("reward_flip_probability", 0, 1)
         self.between("reward_noise_std", 0, math.inf)
+        if self.num_envs > self.total_timesteps:
+            raise ValueError(
+                f"num_envs={self.num_envs} is more than total_timesteps={self.total_timesteps}; set --num_envs."
+            )
         if self.repeat_action_probability is not None:
             self.between("repeat_action_probability", 0, 1)
         for name in ("save_steps", "eval_steps", "num_eval_episodes", "eval_seed"):

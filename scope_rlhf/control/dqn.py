@@ -106,6 +106,7 @@ def train_dqn(config: DQNConfig) -> Path:
                 session.log({**metrics, "charts/epsilon": epsilon}, seconds)
                 seconds = dict.fromkeys(seconds, 0.0)
             if config.eval_steps and crossed(config.eval_steps, previous, session.global_step):
+                session.remember()
                 session.evaluate()
             if config.save_steps and crossed(config.save_steps, previous, session.global_step):
                 session.remember()
@@ -142,7 +143,11 @@ class Learner:
         space = session.setup.observation_space
         stacked = session.setup.spec.suite == "atari"  # [frames, height, width]; elsewhere channels are colours
         self.replay = Replay(
-            config.buffer_size // session.processes, session.local_envs, space.shape, space.dtype, stacked=stacked
+            min(config.buffer_size, config.total_timesteps) // session.processes,
+            session.local_envs,
+            space.shape,
+            space.dtype,
+            stacked=stacked,
         )
         self.generator = np.random.default_rng([config.seed, session.rank, 0x647166])
 

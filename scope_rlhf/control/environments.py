@@ -48,6 +48,19 @@ _NEEDS = {
     "gymnasium": (("gymnasium",), "classic"),
 }
 _MODULES = {"mujoco": "envs.mujoco", "box2d": "envs.box2d", "classic": "envs.classic_control"}
+# What env_kwargs must not change behind the back of settings and protocols.
+_NOT_KWARGS = {
+    "num_envs": "set --num_envs",
+    "seed": "set --seed",
+    "render_mode": "set --video to film an episode",
+    "episodic_life": "set --episodic_life",
+    "life_loss_info": "set --episodic_life",
+    "repeat_action_probability": "set --repeat_action_probability",
+    "reward_clipping": "set --clip_rewards; logged returns stay the true ones",
+    "reward_clip": "set --clip_rewards; logged returns stay the true ones",
+    "batch_size": "all environments step together; leave it out",
+    "autoreset_mode": "finished environments are reset in the way that the backend has; leave it out",
+}
 PROCGEN_MODES = ("easy", "hard", "extreme")
 
 
@@ -98,6 +111,9 @@ def resolve_environment(
         raise ValueError(f"episodic_life={episodic_life} given, but only suite atari has lives; leave it out.")
     _require(suite, backend)
     kwargs = dict(env_kwargs or {})
+    for key, instead in _NOT_KWARGS.items():
+        if key in kwargs:
+            raise ValueError(f"env_kwargs has {key!r}, which is not for the environment: {instead}.")
     if suite == "atari":
         return _resolve_atari(name, backend, protocol, kwargs, episodic_life, repeat_action_probability)
     if suite == "procgen":
@@ -155,22 +171,6 @@ def make_single(spec: EnvironmentSpec) -> Any:
     return gymnasium.make(spec.name, render_mode="rgb_array", **spec.kwargs)
 
 
-def probe_spaces(spec: EnvironmentSpec) -> tuple[Any, Any]:
-    """(observation space, action space) of one environment, which is made, not reset, and closed again."""
-    if spec.backend == "gymnasium" and spec.suite != "atari":
-        import gymnasium
-
-        # No wrappers: the spaces are the environment's own.
-        env = gymnasium.make(spec.name, disable_env_checker=True, **spec.kwargs)
-        spaces = env.observation_space, env.action_space
-        env.close()
-        return spaces
-    envs = make_environments(spec, 1, 0)
-    spaces = envs.observation_space, envs.action_space
-    envs.close()
-    return spaces
-
-
 def _resolve_atari(
     name: str,
     backend: str,
@@ -197,6 +197,9 @@ def _resolve_atari(
             f"{', '.join(ATARI_PROTOCOLS)}; set --protocol."
         )
     settings = ATARI_PROTOCOLS[chosen].replaced(episodic_life, repeat_action_probability)
+    for key in ("stack_num", "frameskip", "img_height", "img_width"):  # ale hangs on some of what is none
+        if key in kwargs and (not isinstance(kwargs[key], int) or kwargs[key] < 1):
+            raise ValueError(f"env_kwargs has {key}={kwargs[key]!r}, expected a whole number >= 1; set --env_kwargs.")
     if settings.random_frameskip and backend != "gymnasium":
         raise ValueError(
             f"protocol {chosen} draws its frameskip, backend {backend} takes one number; set --backend gymnasium, or "
@@ -230,7 +233,7 @@ def _registered(suite: str, name: str) -> str:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there, and lacks another one
+                raise ImportError(f"env {module}:{name}: the module needs another one: {error}") from error
             raise ValueError(f"env {module}:{name}: there is no module {module!r} to import; set --env.") from error
     inside = _MODULES.get(suite)
     known = [
@@ -242,10 +245,28 @@ def _registered(suite: str, name: str) -> str:
     chosen = name if name in known else max(versions, key=lambda key: int(key.rpartition("-v")[2]), default=None)
     if chosen is None:
         names = sorted({key.rpartition("-v")[0] or key for key in known})
+        if elsewhere := _suite_of(name):
+            raise ValueError(
+                f"environment {name!r} is not in suite {suite}, but in {elsewhere}; set --suite {elsewhere}."
+            )
         listed = f"; valid: {', '.join(names)}" if inside else ""
         plain = name.rpartition("-v")[0] or name
         raise ValueError(f"environment {name!r} is not in suite {suite}{_near(plain, names)}{listed}; set --env.")
     return chosen
+
+
+def _suite_of(name: str) -> str | None:
+    """The suite that has an environment of this name, with or without its version."""
+    import gymnasium
+
+    if name.startswith("ALE/"):
+        return "atari"
+    for key, spec in gymnasium.registry.items():
+        if name in (key, key.rpartition("-v")[0]):
+            for suite, inside in _MODULES.items():
+                if isinstance(spec.entry_point, str) and inside in spec.entry_point:
+                    return suite
+    return None
 
 
 def _in_envpool(spec_id: str, suite: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from scope_rlhf.control.environments import EnvironmentSpec, make_environments, make_single
 from scope_rlhf.control.policies import Policy
 from scope_rlhf.control.rewards import StickyActions
-from scope_rlhf.control.rollout import Observer
+from scope_rlhf.control.rollout import EnvironmentFailure, Observer
 
 Act = Callable[[Tensor], Tensor]
 """Observations as the network takes them -> actions of the policy [N, ...]."""
@@ -71,6 +71,8 @@ def evaluate_returns(
                 observations = step.observations
                 if all(len(done) >= quota for done in played):
                     break
+        except Exception as error:
+            raise EnvironmentFailure(f"an evaluation failed: {type(error).__name__}: {error}") from error
         finally:
             environments.close()
     for i, done in enumerate(played):
@@ -98,10 +100,11 @@ def film_episode(
     observer: Observer,
     path: Path,
     seed: int,
+    sticky: float = 0.0,
     max_steps: int = 3_000,
 ) -> Path:
     """One whole episode, at most max_steps of it, as an mp4 or a gif at `path`, of the environment's own frames."""
-    env = make_single(spec)
+    env, repeat = make_single(spec), StickyActions(sticky, seed)
     frames = []
     with isolated_randomness(seed):
         try:
@@ -109,7 +112,8 @@ def film_episode(
             for _ in range(max_steps):
                 frames.append(np.asarray(env.render()))
                 actions = act(observer.view(observer.store(np.asarray(observation)[None])))
-                observation, _, terminated, truncated, _ = env.step(policy.to_environment(actions)[0])
+                observation, _, terminated, truncated, _ = env.step(repeat(policy.to_environment(actions))[0])
+                repeat.observe(np.zeros(1, dtype=bool), np.ones(1, dtype=bool))
                 if terminated or truncated:
                     break
         finally:

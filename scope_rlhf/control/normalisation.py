@@ -60,10 +60,16 @@ class RunningMeanStd:
         self.count = whole
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean.copy(), "squares": self.squares.copy()}
+        """Plain numbers and tensors: what torch.load takes with weights_only."""
+        return {
+            "count": float(self.count),
+            "mean": torch.from_numpy(np.array(self.mean)),
+            "squares": torch.from_numpy(np.array(self.squares)),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.count, self.mean, self.squares = state["count"], np.array(state["mean"]), np.array(state["squares"])
+        self.count = state["count"]
+        self.mean, self.squares = (state[name].numpy().copy() for name in ("mean", "squares"))
         self._common = (self.count, self.mean.copy(), self.squares.copy())
 
 

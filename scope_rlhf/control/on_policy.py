@@ -41,7 +41,7 @@ def start(
         session.sticky,
         config.num_steps,
     )
-    collector.restart(session.first_seed)
+    collector.restart(session.first_seed, resumed=session.checkpoint is not None)
     return model, optimizer, collector
 
 

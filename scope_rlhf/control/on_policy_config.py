@@ -24,6 +24,7 @@ class OnPolicyConfig(ControlConfig):
     lam: float = option(0.95, "Lambda of generalised advantage estimation.")
     vf_coef: float = option(0.5, "Coefficient of the critic's loss, (V - R)^2 / 2 for mse.")
     ent_coef: float = option(0.0, "Coefficient of the entropy bonus; not with policy_entropy, which has its own.")
+    allow_objective_change: bool = option(False, "Resume with an objective that is not the checkpoint's.")
     policy: str | None = option(
         None, "categorical, binned or gaussian; default: categorical, gaussian for continuous actions."
     )
@@ -81,8 +82,9 @@ class PPOConfig(OnPolicyConfig):
     adam_epsilon: float = option(1e-5, "Adam's epsilon.")
 
     def _check(self) -> None:
-        if self.cliprange_value is not None:
-            self.between("cliprange_value", 0, math.inf, open_low=True)
+        for name in ("cliprange", "cliprange_value"):
+            if getattr(self, name) is not None:
+                self.between(name, 0, math.inf, open_low=True)
         super()._check()
         self.at_least("num_ppo_epochs", 1)
         self.at_least("num_mini_batches", 1)

@@ -133,8 +133,10 @@ class Collector:
         self._latest: list[Tensor] = []
         self._waited = 0.0
 
-    def restart(self, seed: int) -> None:
-        """Start all episodes anew."""
+    def restart(self, seed: int, *, resumed: bool = False) -> None:
+        """Start all episodes anew. resumed: their first observations stand in for those of the saved run, which are in
+        its statistics already.
+        """
         self._latest = []
         for part, rows in self._parts:
             try:
@@ -143,7 +145,7 @@ class Collector:
                 raise EnvironmentFailure(
                     f"the environments failed to start: {type(error).__name__}: {error}"
                 ) from error
-            self._latest.append(self.observer.store(observations, np.ones(len(observations), dtype=bool)))
+            self._latest.append(self.observer.store(observations, np.full(len(observations), not resumed)))
 
     def collect(self) -> Rollout:
         """T steps. EnvironmentFailure where an environment raises."""

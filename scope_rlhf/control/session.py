@@ -4,6 +4,7 @@ a2c.py and dqn.py.
 
 import random
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from scope_rlhf.control.checkpoint import (
+    changed_settings,
+    check_length,
     check_meta,
     find_checkpoint,
     load_checkpoint,
@@ -29,6 +32,7 @@ from scope_rlhf.control.checkpoint import (
 from scope_rlhf.control.config import ControlConfig
 from scope_rlhf.control.environments import make_environments, make_parts
 from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, summarize_returns
+from scope_rlhf.control.processes import Processes
 from scope_rlhf.control.rewards import StickyActions
 from scope_rlhf.control.rollout import EnvironmentFailure, Observer
 from scope_rlhf.control.setup import environment_seed, make_accelerator, make_shaper, new_run_folder, prepare
@@ -39,7 +43,7 @@ from scope_rlhf.runtime.run_folder import RunFolder
 from scope_rlhf.runtime.threads import keep_freed_memory
 
 
-class Session(AbstractContextManager["Session"]):
+class Session(Processes, AbstractContextManager["Session"]):
     """One run of `algorithm`: everything is checked and made here, and saved and closed here.
 
     objective: its record for the run's config and its checkpoints, None for DQN. Inside the `with` block the run folder
@@ -57,9 +61,13 @@ class Session(AbstractContextManager["Session"]):
         self.checkpoint = find_checkpoint(self.folder.path, config.resume, config.resume_from_checkpoint)
         self.meta = self.setup.meta(algorithm, objective)
         if self.checkpoint is not None:
-            check_meta(read_meta(self.checkpoint), self.meta, self.setup.critic, self.checkpoint)
-        self.accelerator = make_accelerator(config)
-        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+            saved = read_meta(self.checkpoint)
+            expected = dict(self.meta)
+            if getattr(config, "allow_objective_change", False):
+                expected.pop("objective", None)
+            check_meta(saved, expected, self.setup.critic, self.checkpoint)
+            check_length(saved, config, self.checkpoint)
+        Processes.__init__(self, make_accelerator(config))
         self.local_envs = config.num_envs // self.processes
         self.observer = Observer(self.setup.observation_space, self.accelerator.device, config.normalize_observations)
         noise_seed = int(np.random.SeedSequence([config.seed, self.rank]).generate_state(1)[0])
@@ -102,6 +110,8 @@ class Session(AbstractContextManager["Session"]):
         if self.checkpoint is not None:
             self._load(self.checkpoint)
         if self.rank == 0:
+            if self.checkpoint and (changed := changed_settings(self.checkpoint, asdict(self.config))):
+                warnings.warn(f"{self.checkpoint} goes on with other settings: {changed}.", stacklevel=2)
             dropped = self.folder.truncate_metrics(self.global_step) if self.checkpoint is not None else 0
             self.folder.write_config(
                 asdict(self.config),
@@ -136,25 +146,6 @@ class Session(AbstractContextManager["Session"]):
         self._started, self._started_at = time.perf_counter(), self.global_step
         self.remember()
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes."""
-        if self.processes == 1:
-            return tensor
-        return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")  # type: ignore[return-value]
-
-    @property
-    def reduce(self) -> Callable[[Tensor], Tensor] | None:
-        """all_reduce where there are several processes, else None."""
-        return self.all_reduce if self.processes > 1 else None
-
-    def agree(self, failure: EnvironmentFailure | None) -> None:
-        """Raise in every process where the environments of one have failed; none is left waiting for it."""
-        failed = failure is not None
-        if self.processes > 1:
-            failed = bool(self.all_reduce(torch.tensor(float(failed), device=self.accelerator.device)).item())
-        if failed:
-            raise failure or EnvironmentFailure("the environments of another process failed; see its message")
-
     # Logging
 
     def log(self, metrics: Mapping[str, float | Tensor], seconds: Mapping[str, float]) -> None:
@@ -186,17 +177,17 @@ class Session(AbstractContextManager["Session"]):
     def evaluate(self) -> dict[str, float]:
         """Returns on separate environments, by the first process; the others wait."""
         assert self.act is not None
-        summary: dict[str, float] = {}
+        summary, result, failure = dict[str, float](), None, None
         if self.rank == 0 and self.config.num_eval_episodes:
-            result = evaluate_returns(
-                self.setup.spec,
-                self.act,
-                self.setup.policy,
-                self.observer,
-                self.config.num_eval_episodes,
-                self.config.eval_seed,
-                self.setup.sticky,
-            )
+            setup, episodes, seed = self.setup, self.config.num_eval_episodes, self.config.eval_seed
+            try:
+                result = evaluate_returns(
+                    setup.spec, self.act, setup.policy, self.observer, episodes, seed, setup.sticky
+                )
+            except EnvironmentFailure as error:
+                failure = error
+        self.agree(failure)
+        if result is not None:
             summary = summarize_returns(result)
             self.folder.write_evaluation({"step": self.global_step, **result, **summary})
             self.folder.append_metrics(self.global_step, summary)
@@ -291,7 +282,11 @@ class Session(AbstractContextManager["Session"]):
         if self.config.video is not None and self.rank == 0:
             assert self.act is not None
             film = self.folder.path / f"episode.{self.config.video}"
-            film_episode(self.setup.spec, self.act, self.setup.policy, self.observer, film, self.config.eval_seed)
+            setup, seed = self.setup, self.config.eval_seed
+            try:
+                film_episode(setup.spec, self.act, setup.policy, self.observer, film, seed, setup.sticky)
+            except Exception as error:  # the training is done, and saved
+                warnings.warn(f"the film of an episode failed: {type(error).__name__}: {error}", stacklevel=2)
         if self.rank == 0:
             write_json(self.folder.path / "finished.json", {"step": self.global_step})
         self.accelerator.wait_for_everyone()

@@ -13,10 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from scope_rlhf.control.config import ControlConfig, DQNConfig
-from scope_rlhf.control.environments import EnvironmentSpec, probe_spaces, resolve_environment
+from scope_rlhf.control.environments import EnvironmentSpec, resolve_environment
 from scope_rlhf.control.networks import check_network
 from scope_rlhf.control.on_policy_config import OnPolicyConfig
 from scope_rlhf.control.policies import CategoricalPolicy, Policy, describe_policy, make_policy
+from scope_rlhf.control.probe import probe_film, probe_spaces
 from scope_rlhf.control.rewards import RewardShaper
 from scope_rlhf.objectives import CriticLossFunction, describe_critic
 
@@ -45,7 +46,10 @@ class Setup:
             "normalize_rewards": self.config.normalize_rewards,
             "critic": describe_critic(self.critic),
             "processes": world_size(),
+            "num_envs": self.config.num_envs,
         }
+        if isinstance(self.config, OnPolicyConfig):
+            record["num_steps"] = self.config.num_steps
         return record if objective is None else record | {"objective": objective}
 
 
@@ -79,10 +83,9 @@ def prepare(config: ControlConfig) -> Setup:
     _check_video(config, spec)
     if config.bf16:
         _check_bf16()
-    try:
-        observation_space, action_space = probe_spaces(spec)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{spec.name} refuses env_kwargs={config.env_kwargs}: {error}; set --env_kwargs.") from error
+    observation_space, action_space = probe_spaces(spec)
+    if config.video is not None:
+        probe_film(spec, observation_space)
     check_network(observation_space, config.network)
     if isinstance(config, OnPolicyConfig):
         policy = make_policy(
@@ -92,9 +95,10 @@ def prepare(config: ControlConfig) -> Setup:
         import gymnasium
 
         if not isinstance(action_space, gymnasium.spaces.Discrete):
+            instead = "; set --algorithm ppo or a2c, which take continuous ones"
             raise ValueError(
-                f"DQN needs discrete actions, but {spec.name} has {action_space}; set --algorithm ppo or a2c, which "
-                "take continuous ones."
+                f"DQN needs discrete actions, but {spec.name} has {action_space}"
+                f"{instead if isinstance(action_space, gymnasium.spaces.Box) else ''}."
             )
         policy = CategoricalPolicy(int(action_space.n), int(action_space.start))
     sticky = 0.0 if spec.suite == "atari" else config.repeat_action_probability or 0.0

@@ -8,6 +8,7 @@ import numpy as np
 from scope_rlhf.evaluation.atari_scores import ATARI_SCORES, ReferenceScore
 from scope_rlhf.metrics.intervals import Interval, Values, value_column
 from scope_rlhf.metrics.returns import aggregate_runs, student_interval
+from scope_rlhf.metrics.returns import learning_curve_area as learning_curve_area
 
 
 def reference_score(game: str) -> ReferenceScore:

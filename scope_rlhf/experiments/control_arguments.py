@@ -5,6 +5,7 @@ for Procgen, the symmetric paper's for MuJoCo (arXiv 2405.17618), RL Baselines3 
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from scope_rlhf.control.config import ControlConfig, DQNConfig
 from scope_rlhf.control.environments import SUITES
 from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.experiments.command_line import parse_settings, read_config, spell, take_config, value_of
+from scope_rlhf.objectives import make_trainer_objective
 
 ALGORITHMS: dict[str, type[ControlConfig]] = {"ppo": PPOConfig, "a2c": A2CConfig, "dqn": DQNConfig}
 
@@ -140,8 +142,27 @@ def parse_control(
         meant = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"suite {of_suite!r} is unknown{meant}; valid: {', '.join(SUITES)}; set --suite.")
     defaults = {"suite": of_suite, "env": "", **DEFAULTS.get((of_suite, chosen), {})}
+    _fit_to_objective(value_of(argv, "--objective"), value_of(argv, "--objective_kwargs"), config, defaults)
     (settings,) = parse_settings((ALGORITHMS[chosen],), defaults, argv, config, config_file, prog)
     return chosen, settings
+
+
+def _fit_to_objective(named: str | None, kwargs: str | None, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Leave out what was written for another objective: the file's objective_kwargs where the command line names an
+    objective, and clips of a suite (or, again, of the file) where the objective has none.
+    """
+    if named is not None and named != config.get("objective"):
+        config.pop("objective_kwargs", None)
+    name, parameters = named or config.get("objective") or "ppo", kwargs or config.get("objective_kwargs")
+    try:
+        objective = make_trainer_objective(name, json.loads(parameters) if isinstance(parameters, str) else parameters)
+    except Exception:  # told later, with the flag
+        return
+    if not hasattr(objective, "clip_low"):
+        for setting in ("cliprange", "clip_scheduler_type"):
+            defaults.pop(setting, None)
+            if named is not None:
+                config.pop(setting, None)
 
 
 def _without(argv: Sequence[str], flag: str) -> list[str]:

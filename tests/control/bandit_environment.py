@@ -12,6 +12,7 @@ class Bandit(gymnasium.Env):
     dimensions.
 
     BANDIT_KILL / BANDIT_CRASH: after this many steps of one environment the process is killed, or the step raises.
+    BANDIT_CRASH_SEED: a reset with this seed raises.
     """
 
     def __init__(self, continuous: bool = False):
@@ -22,6 +23,8 @@ class Bandit(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if seed == int(os.environ.get("BANDIT_CRASH_SEED", "-1")):
+            raise RuntimeError("no bandit with this seed")
         return np.array([1, 0, -0.5], np.float32), {}
 
     def step(self, action):

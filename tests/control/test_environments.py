@@ -2,12 +2,14 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 
-from scope_rlhf.control.environments import make_environments, make_single, probe_spaces, resolve_environment
+from scope_rlhf.control.environments import make_environments, make_single, resolve_environment
+from scope_rlhf.control.probe import probe_film, probe_spaces
 
 spaces = gymnasium.spaces
 
@@ -170,7 +172,7 @@ def test_an_environment_of_ones_own_is_imported_and_gets_its_keywords(own, name)
 def test_a_module_of_ones_own_that_lacks_another_one_says_which(tmp_path, monkeypatch):
     (tmp_path / "scope_lacking.py").write_text("import no_such_library_here")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModuleNotFoundError, match="no_such_library_here"):
+    with pytest.raises(ImportError, match="env scope_lacking:Own-v0: .*no_such_library_here"):
         resolve_environment("gymnasium", "scope_lacking:Own-v0")
 
 
@@ -243,3 +245,62 @@ def test_what_envpool_does_not_have_is_refused(envpool, suite, name, given, mess
 
 def test_envpool_takes_the_newest_id_that_gymnasium_knows(envpool):
     assert resolve_environment("classic", "CartPole", backend="envpool").envpool_id == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("episodic_life", "--episodic_life"),
+        ("reward_clipping", "--clip_rewards"),
+        ("repeat_action_probability", "--repeat_action_probability"),
+        ("batch_size", "leave it out"),
+        ("render_mode", "--video"),
+    ],
+)
+def test_env_kwargs_cannot_change_what_settings_promise(key, instead):
+    with pytest.raises(ValueError, match=f"env_kwargs has '{key}'.*{instead}"):
+        resolve_environment("classic", "CartPole", env_kwargs={key: 1})
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "kwargs", "cause"),
+    [
+        ("classic", "CartPole", {"gravity": 5}, "TypeError"),
+        ("box2d", "LunarLander", {"gravity": 5}, "AssertionError"),
+        ("mujoco", "Hopper", {"frame_skip": 0}, "ZeroDivisionError"),
+        ("mujoco", "Hopper", {"reset_noise_scale": "x"}, "Error"),
+        ("atari", "Breakout", {"nonsense": 1}, "TypeError"),
+    ],
+)
+def test_env_kwargs_that_an_environment_cannot_take_are_told_with_its_own_words(suite, name, kwargs, cause):
+    pytest.importorskip({"box2d": "Box2D", "mujoco": "mujoco", "atari": "ale_py"}.get(suite, "gymnasium"))
+    spec = resolve_environment(suite, name, env_kwargs=kwargs)
+    with pytest.raises(ValueError, match=rf"does not start with env_kwargs=.*{cause}.*set --env_kwargs"):
+        probe_spaces(spec)
+
+
+@pytest.mark.parametrize("kwargs", [{"stack_num": 0}, {"frameskip": -1}, {"frameskip": "x"}, {"img_width": 0.5}])
+def test_counts_of_frames_that_are_none_are_refused_before_ale_hangs_on_them(kwargs):
+    pytest.importorskip("ale_py")
+    with pytest.raises(ValueError, match=r"expected a whole number >= 1; set --env_kwargs"):
+        resolve_environment("atari", "Breakout", env_kwargs=kwargs)
+
+
+def test_an_environment_that_renders_nothing_is_refused_for_a_film_before_the_training(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pytest.importorskip("pygame")
+    spec = resolve_environment("classic", "CartPole")
+    probe_film(spec, probe_spaces(spec)[0])
+    spec = resolve_environment("gymnasium", "bandit_environment:Bandit-v0")
+    with pytest.raises(ValueError, match="cannot be filmed.*leave --video out"):
+        probe_film(spec, probe_spaces(spec)[0])
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "right"), [("mujoco", "CartPole", "classic"), ("gymnasium", "ALE/Breakout-v5", "atari")]
+)
+def test_an_environment_of_another_suite_is_refused_with_its_suite(suite, name, right, monkeypatch):
+    registry = {key: spec for key, spec in gymnasium.registry.items() if not key.startswith("ALE/")}
+    monkeypatch.setattr(gymnasium, "registry", registry)
+    with pytest.raises(ValueError, match=f"not in suite {suite}, but in {right}; set --suite {right}"):
+        resolve_environment(suite, name)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scope_rlhf.control.a2c import train_a2c
+from scope_rlhf.control.checkpoint import changed_settings
 from scope_rlhf.control.dqn import train_dqn
 from scope_rlhf.control.ppo import train_ppo
 from scope_rlhf.experiments.control_arguments import parse_control
@@ -29,6 +30,9 @@ FLAGS = {
     ],
     "ppo-continuous": [
         *ON_POLICY, "--env", "bandit_environment:ContinuousBandit-v0", "--policy", "binned", "--save_steps", "4"
+    ],
+    "ppo-normalised": [
+        *ON_POLICY, "--normalize_observations", "true", "--normalize_rewards", "true", "--save_steps", "4"
     ],
     "a2c": [*ON_POLICY, "--algorithm", "a2c", "--save_steps", "4"],
     "dqn": [
@@ -123,6 +127,44 @@ def test_an_environment_that_crashes_ends_the_run_with_a_checkpoint_that_resumes
     if name == "ppo":  # DQN's environments were one step further than its replay
         run(tmp_path / "whole", name, "--save_steps", "0")
         assert differences(final(tmp_path / "whole")[1], final(tmp_path / "crashed")[1]) == []
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_an_environment_that_crashes_in_an_evaluation_does_not_lose_the_learner(tmp_path, name):
+    every = "4" if name == "ppo" else "128"
+    flags = ["--save_steps", "0", "--eval_steps", every, "--num_eval_episodes", "1"]
+    status, said = run(tmp_path / "crashed", name, *flags, BANDIT_CRASH_SEED="10000")
+    assert status == 1
+    assert "an evaluation failed: RuntimeError: no bandit with this seed" in said
+    assert "--resume goes on from there" in said
+    status, said = run(tmp_path / "crashed", name, *flags, "--resume")
+    assert status == 0, said
+    run(tmp_path / "whole", name, *flags)
+    assert differences(final(tmp_path / "whole")[1], final(tmp_path / "crashed")[1]) == []
+
+
+def test_a_resumed_run_says_which_settings_are_others_and_refuses_what_cannot_go_on(tmp_path):
+    assert run(tmp_path / "run", "ppo")[0] == 0
+    for flags, message in [
+        (["--num_envs", "2"], "its num_envs is 4, this run has 2; set --num_envs"),
+        (["--num_steps", "16"], "its num_steps is 8, this run has 16"),
+        (["--total_timesteps", "320"], "is at step 640, beyond total_timesteps=320; set --total_timesteps"),
+    ]:
+        status, said = run(tmp_path / "run", "ppo", "--resume", *flags)
+        assert status == 2 and message in said, said
+    more = ["--resume", "--total_timesteps", "704", "--gamma", "0.5"]
+    status, said = run(tmp_path / "run", "ppo", *more)
+    assert status == 0, said
+    before, now = ({"gamma": gamma, "seed": 1, "total_timesteps": gamma, "bins": None} for gamma in (0.99, 0.5))
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": before}))
+    assert changed_settings(tmp_path / "checkpoint-4", now) == "gamma 0.99 -> 0.5"
+    assert (
+        changed_settings(tmp_path / "checkpoint-4", before) == changed_settings(tmp_path / "a/checkpoint-4", now) == ""
+    )
+    status, said = run(tmp_path / "run", "ppo", *more, "--objective", "ppo")
+    assert status == 2 and "--allow_objective_change true" in said
+    status, said = run(tmp_path / "run", "ppo", *more, "--objective", "ppo", "--allow_objective_change", "true")
+    assert status == 0, said
 
 
 def test_a_checkpoint_of_another_network_environment_or_critic_is_refused_before_anything_starts(tmp_path):
