@@ -2,9 +2,10 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -59,6 +60,13 @@ def read_config(path: str, *, env_names_setting: bool = False) -> dict[str, Any]
     return content
 
 
+class SettingsParser(HfArgumentParser):
+    """A parser whose errors are one line, without the usage of a hundred flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `--help` has the settings.")
+
+
 def parse_settings(
     classes: tuple[type, ...],
     defaults: Mapping[str, Any],
@@ -71,7 +79,7 @@ def parse_settings(
 
     ValueError for a key or a flag that none of the classes has; abbreviated flags are such.
     """
-    parser = HfArgumentParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
+    parser = SettingsParser(classes, prog=prog, allow_abbrev=False)  # pyright: ignore
     # Left to transformers, its quiet messages (quiet_libraries) would take the progress line with them.
     known = {action.dest for action in parser._actions}
     unused = [name for name in defaults if name not in known]
@@ -84,10 +92,11 @@ def parse_settings(
     _set_from_config(parser, config, str(config_file))
     try:
         *found, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    except SystemExit as stop:
-        if stop.code:
-            raise ValueError("a setting could not be read; the message above names it.") from None
-        raise
+    except ValueError as error:
+        named = re.match(r"argument --(\w+)", str(error))
+        if named is None or named[1] not in config or value_of(argv, f"--{named[1]}"):
+            raise
+        raise ValueError(f"--config {config_file}: {error}") from None
     if rest:
         known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
         meant = _meant(rest[0].partition("=")[0], known)

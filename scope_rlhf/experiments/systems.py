@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import HfArgumentParser
 
 from scope_rlhf.data.documentation import EMBEDDED_DOCUMENTATION, documentation_versions
 from scope_rlhf.data.loading import DATA_FILES
 from scope_rlhf.data.tldr import CUE, cut_prompt, load_tldr
 from scope_rlhf.evaluation.completions import System, describe_decoding, generate, read_system
+from scope_rlhf.experiments.command_line import SettingsParser
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.runtime.environment import command_line, package_versions, source_commit
 from scope_rlhf.runtime.files import content_digest, write_json
@@ -53,13 +53,8 @@ class PromptArguments:
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str | None) -> Arguments:
     """The settings of a command line. ValueError, with the nearest flag, for what no setting takes."""
-    parser = HfArgumentParser(kind, prog=prog, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
-    try:
-        arguments, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    except SystemExit as stop:
-        if stop.code:
-            raise ValueError("a setting could not be read; the message above names it.") from None
-        raise
+    parser = SettingsParser(kind, prog=prog, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
+    arguments, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if "-" not in flag[2:]]
         near = difflib.get_close_matches(rest[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags, n=1)

@@ -58,3 +58,15 @@ def test_config_is_taken_out_and_the_last_value_counts():
     assert value_of(["--a", "1", "--a=2"], "--a") == "2"
     with pytest.raises(ValueError, match="needs a YAML file"):
         take_config(["--config", "--a"])
+
+
+def test_a_value_of_the_wrong_type_is_one_line_and_names_the_file_it_comes_from(tmp_path, capsys):
+    from scope_rlhf.experiments.control_arguments import parse_control
+
+    with pytest.raises(ValueError, match=r"^argument --learning_rate.*: invalid float value: 'abc'"):
+        parse_control(["--learning_rate", "abc"])
+    path = tmp_path / "settings.yaml"
+    path.write_text("num_envs: 1.5\n")
+    with pytest.raises(ValueError, match=r"^--config .*settings.yaml: argument --num_envs.*: invalid int value: '1.5'"):
+        parse_control(["--config", str(path)])
+    assert capsys.readouterr().err == ""

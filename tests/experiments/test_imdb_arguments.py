@@ -67,7 +67,7 @@ def test_command_line_over_file_over_defaults_also_at_the_value_of_the_default(t
         ("max_steps:\n", "max_steps is empty"),
         ("seed: [1, 2]\n", "seed takes one value, got the list"),
         ("beta:\n  x: 1\n", "beta takes one value"),
-        ("max_steps: many\n", "could not be read"),
+        ("max_steps: many\n", "c.yaml: argument --max_steps.*: invalid int value: .many."),
         ("model_name_or_path: 5\nnum_eval_prompts: 1\n", "num_eval_prompts must be"),
         ("env: 3\n", "env must hold variables"),
     ],

@@ -353,7 +353,7 @@ def test_bad_systems_and_judges_are_one_paragraph_that_says_what_to_do(made, tmp
         (["--judge_wording", "nowhere.txt"], "--judge_wording='nowhere.txt' is not a file"),
         (["--max_invald", "0.2"], "what no setting takes: --max_invald 0.2, did you mean --max_invalid?"),
         (["--judge_mod", "x"], "what no setting takes: --judge_mod x, did you mean --judge_model?"),
-        (["--seed", "many"], "a setting could not be read; the message above names it"),
+        (["--seed", "many"], "argument --seed: invalid int value: 'many'; `--help` has the settings"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(made, tmp_path, capsys, flags, message):
