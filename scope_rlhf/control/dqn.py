@@ -143,11 +143,7 @@ class Learner:
         space = session.setup.observation_space
         stacked = session.setup.spec.suite == "atari"  # [frames, height, width]; elsewhere channels are colours
         self.replay = Replay(
-            min(config.buffer_size, config.total_timesteps) // session.processes,
-            session.local_envs,
-            space.shape,
-            space.dtype,
-            stacked=stacked,
+            config.buffer_size // session.processes, session.local_envs, space.shape, space.dtype, stacked=stacked
         )
         self.generator = np.random.default_rng([config.seed, session.rank, 0x647166])
 

@@ -196,10 +196,10 @@ def draw_learning_curves(
     note: str = "",
 ) -> Path:
     """`plot_learning_curves` of curves, (steps, values) of each run."""
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
     from matplotlib.ticker import EngFormatter
 
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     figure = new_figure(4.2 * columns, 3.1 * rows + 0.5)
     with figure_style():
         for index, (title, groups) in enumerate(panels.items()):

@@ -167,6 +167,14 @@ def test_a_resumed_run_says_which_settings_are_others_and_refuses_what_cannot_go
     assert status == 0, said
 
 
+def test_a_replay_larger_than_the_run_goes_on_in_a_longer_run(tmp_path):
+    large = ["--buffer_size", "1000"]
+    assert run(tmp_path / "run", "dqn", *large)[0] == 0
+    status, said = run(tmp_path / "run", "dqn", *large, "--resume", "--total_timesteps", "704")
+    assert status == 0, said
+    assert final(tmp_path / "run")[0] == "checkpoint-704"
+
+
 def test_a_checkpoint_of_another_network_environment_or_critic_is_refused_before_anything_starts(tmp_path):
     assert run(tmp_path / "run", "ppo")[0] == 0
     for flags, message in [
