@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.control_records import Key, RunRecord
 from scope_rlhf.metrics import difference_of_means, interquartile_mean, student_interval
-from scope_rlhf.reports.control import draw_learning_curves
+from scope_rlhf.reports.control import plot_learning_curves
 from scope_rlhf.reports.labels import format_interval, format_number
 from scope_rlhf.reports.markdown import markdown_table
 from scope_rlhf.runtime.files import write_text
@@ -61,7 +61,7 @@ def write_table(table: str, cells: Sequence[Any], records: Mapping[Key, RunRecor
         for panel, groups in panels.items()
     }
     name = results / f"control_{table}.png"
-    picture = draw_learning_curves(curves, name, note="mean, least and greatest of the seeds")
+    picture = plot_learning_curves(curves, name, note="mean, least and greatest of the seeds")
     header = (
         "environment", "objective or critic", "seeds", "evaluation [95 %]", "worst seed", "IQM of episodes",
         "mean return of the curve [95 %]", "evaluation minus first row", "curve minus first row",

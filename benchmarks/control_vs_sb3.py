@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import control_records  # noqa: E402
 from benchmarks.control_records import Key, RunRecord  # noqa: E402
 from scope_rlhf.metrics import average_repeated_steps, difference_of_means  # noqa: E402
-from scope_rlhf.reports.control import draw_learning_curves  # noqa: E402
+from scope_rlhf.reports.control import plot_learning_curves  # noqa: E402
 from scope_rlhf.reports.labels import format_interval, format_number  # noqa: E402
 from scope_rlhf.reports.markdown import markdown_table  # noqa: E402
 from scope_rlhf.runtime.files import write_text  # noqa: E402
@@ -131,7 +131,7 @@ def report(records: Mapping[Key, RunRecord]) -> Path:
         panels[task.title] = {side: [(run.steps, run.returns) for run in runs] for side, runs in sides.items()}
     if not rows:
         raise ValueError("no task has two finished runs of both sides")
-    picture = draw_learning_curves(panels, RESULTS / "control_vs_sb3.png", note="mean, least and greatest seed")
+    picture = plot_learning_curves(panels, RESULTS / "control_vs_sb3.png", note="mean, least and greatest seed")
     header = ("environment", "mean return of", "seeds", "ours", "SB3 2.9.2", "difference", "95 % (Welch)")
     commits = sorted({run.commit for run in records.values() if run.label == "ours"})
     text = f"""# Our PPO beside Stable-Baselines3's, the same settings

@@ -1,10 +1,8 @@
 """The console script `scope-rlhf`. Heavy imports live inside the commands, so that --help is instant."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from scope_rlhf import __version__
 from scope_rlhf.runtime.launch import run_main
@@ -321,8 +319,11 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.text import Text
 
     from scope_rlhf.objectives import check_objective, make_objective
+    from scope_rlhf.runtime.settings import json_object
 
-    objective = make_objective(arguments.objective, **_parse_kwargs(arguments.objective_kwargs))
+    objective = make_objective(
+        arguments.objective, **(json_object("objective_kwargs", arguments.objective_kwargs) or {})
+    )
     results = check_objective(objective)
     table = Table("", "check", "")
     for result in results:
@@ -334,19 +335,6 @@ def _check(arguments: argparse.Namespace) -> int:
     summary = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
     console.print(f"{arguments.objective}: {summary}", markup=False, highlight=False)
     return 1 if failed else 0
-
-
-def _parse_kwargs(text: str | None) -> dict[str, Any]:
-    """The JSON object of --objective_kwargs; ValueError for anything else."""
-    try:
-        kwargs = json.loads(text) if text else {}
-    except ValueError as error:
-        raise ValueError(
-            f"--objective_kwargs must be JSON such as '{{\"alpha\": 0.3}}', got {text!r}: {error}"
-        ) from error
-    if not isinstance(kwargs, dict):
-        raise ValueError(f"--objective_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {text!r}")
-    return kwargs
 
 
 def _environment(_: argparse.Namespace) -> None:

@@ -130,8 +130,8 @@ def test_an_objective_that_reduces_fails_the_contract_by_name(tmp_path, capsys):
         (["scoop"], "unknown objective 'scoop'"),
         (["no/such/file.py:Mine"], "no file"),
         (["scope", "--objective_kwargs", '{"alpah": 1}'], "alpah"),
-        (["scope", "--objective_kwargs", "alpha=1"], "--objective_kwargs must be JSON"),
-        (["scope", "--objective_kwargs", "[1]"], "--objective_kwargs must be a JSON object"),
+        (["scope", "--objective_kwargs", "alpha=1"], "objective_kwargs must be a JSON object"),
+        (["scope", "--objective_kwargs", "[1]"], "objective_kwargs must be a JSON object"),
     ],
 )
 def test_a_wrong_spec_is_one_paragraph_and_status_2(arguments, message, capsys):

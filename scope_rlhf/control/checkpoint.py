@@ -6,6 +6,7 @@ checkpoint-<step>/
   checkpoint.json   what it belongs to (environment, network, critic, processes); written last
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -59,9 +60,7 @@ def save_checkpoint(
         wait()
         if rank == 0:
             write_json(draft / META, {"step": step, **meta})
-            if folder.exists():  # saved by a run that was resumed from an earlier one
-                shutil.rmtree(folder)
-            draft.rename(folder)
+            _promote(draft, folder)
             for old in checkpoint_folders(output_dir)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         wait()
@@ -71,11 +70,32 @@ def save_checkpoint(
     return folder
 
 
+def _promote(draft: Path, folder: Path) -> None:
+    """Put a whole draft in its place, and in that of what this step had before: `find_checkpoint` does it where a kill
+    came in between.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)
+
+
 def _write(file: Path, state: Mapping[str, Any]) -> None:
     with file.open("wb") as target:
         torch.save(dict(state), target)
         target.flush()
         os.fsync(target.fileno())
+
+
+def check_finite(step: int, values: Mapping[str, torch.Tensor]) -> None:
+    """ValueError where a tensor has a NaN or an infinity: what a run learns from there on is not worth a checkpoint.
+    Waits for the device.
+    """
+    bad = [name for name, value in values.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"the run has diverged: {bad[0]} is NaN or infinite at step {step}; set a lower --learning_rate, or "
+            "--max_grad_norm. Checkpoints of earlier steps are as they were."
+        )
 
 
 def find_checkpoint(output_dir: Path, resume: bool, resume_from_checkpoint: str | None) -> Path | None:
@@ -88,6 +108,11 @@ def find_checkpoint(output_dir: Path, resume: bool, resume_from_checkpoint: str 
         if not (folder / META).is_file():
             raise ValueError(f"resume_from_checkpoint {folder} is no whole checkpoint: it has no {META}.")
         return folder
+    if resume:
+        for draft in output_dir.glob(".checkpoint-*.tmp"):
+            if (draft / META).exists():  # written last
+                with contextlib.suppress(FileNotFoundError):  # another process was first
+                    _promote(draft, output_dir / draft.name[1:-4])
     folders = checkpoint_folders(output_dir)
     if resume:
         if not folders:

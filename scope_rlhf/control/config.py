@@ -2,12 +2,12 @@
 TRL's; every mistake is told here, by ValueError, before an environment starts.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from scope_rlhf.objectives import CriticLossFunction, make_critic_loss
+from scope_rlhf.runtime.settings import json_object
 
 
 def option(default: Any, text: str) -> Any:
@@ -69,7 +69,7 @@ class ControlConfig:
     def __post_init__(self) -> None:
         for name in ("env_kwargs", "critic_kwargs", "objective_kwargs"):
             if hasattr(self, name):
-                setattr(self, name, _json_object(name, getattr(self, name)))
+                setattr(self, name, json_object(name, getattr(self, name)))
         self.report_to = [name for name in self.report_to if name != "none"]
         self._check()
 
@@ -183,17 +183,3 @@ class DQNConfig(ControlConfig):
         if self.eval_sampling:
             raise ValueError("eval_sampling is for policies; DQN has --eval_epsilon.")
         self.make_critic()
-
-
-def _json_object(name: str, value: Any) -> dict[str, Any] | None:
-    if value is None or isinstance(value, dict):
-        return value
-    try:
-        value = json.loads(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} must be a JSON object, got {value!r}: {error}; set --{name} '{{\"key\": 1}}'."
-        ) from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a JSON object, got {value!r}; set --{name} '{{\"key\": 1}}'.")
-    return value

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scope_rlhf.control.checkpoint import check_finite
 from scope_rlhf.control.config import DQNConfig
 from scope_rlhf.control.networks import QNetwork
 from scope_rlhf.control.replay import Replay
@@ -164,6 +165,7 @@ class Learner:
         discounts = self.config.gamma * (~terminated).to(rewards.dtype)
         outputs = self.target(following)
         values = self.critic.decode(outputs)
+        check_finite(self.session.global_step, {"the target network's value of an observation": values})
         chooser = self.critic.decode(self.network(following)) if self.config.double else values
         best = chooser.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)

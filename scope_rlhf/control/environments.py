@@ -13,11 +13,10 @@
 | gymnasium | gymnasium | | any registered id, also module:Id-v0 |
 """
 
-import difflib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from scope_rlhf.control.atari import (
     single_atari,
 )
 from scope_rlhf.control.vector import Environments, every_end
+from scope_rlhf.runtime.settings import did_you_mean
 
 SUITES: dict[str, tuple[str, ...]] = {
     "atari": ("ale", "envpool", "gymnasium"),
@@ -99,7 +99,9 @@ def resolve_environment(
         ImportError: a package is missing; the message has the pip line.
     """
     if suite not in SUITES:
-        raise ValueError(f"suite {suite!r} is unknown{_near(suite, SUITES)}; valid: {', '.join(SUITES)}; set --suite.")
+        raise ValueError(
+            f"suite {suite!r} is unknown{did_you_mean(suite, SUITES)}; valid: {', '.join(SUITES)}; set --suite."
+        )
     if backend is None:
         drawn = suite == "atari" and protocol in ATARI_PROTOCOLS and ATARI_PROTOCOLS[protocol].random_frameskip
         backend = "gymnasium" if drawn else SUITES[suite][0]
@@ -121,8 +123,11 @@ def resolve_environment(
     if protocol is not None:
         raise ValueError(f"protocol={protocol!r} given, but suite {suite} has none; leave --protocol out.")
     spec_id = _registered(suite, name)
-    envpool_id = _in_envpool(spec_id, suite) if backend == "envpool" else None
-    return EnvironmentSpec(suite, spec_id, backend, kwargs=kwargs, envpool_id=envpool_id)
+    if backend == "envpool":
+        from scope_rlhf.control.envpools import require_envpool_id
+
+        return EnvironmentSpec(suite, spec_id, backend, kwargs=kwargs, envpool_id=require_envpool_id(spec_id, suite))
+    return EnvironmentSpec(suite, spec_id, backend, kwargs=kwargs)
 
 
 def make_environments(spec: EnvironmentSpec, num_envs: int, seed: int, *, training: bool = True) -> Environments:
@@ -183,7 +188,7 @@ def _resolve_atari(
     plain = re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name)
     if plain not in games:
         raise ValueError(
-            f"Atari game {name!r} is unknown{_near(plain, games)}; set --env to one of {len(games)} games."
+            f"Atari game {name!r} is unknown{did_you_mean(plain, games)}; set --env to one of {len(games)} games."
         )
     if plain != name:
         raise ValueError(
@@ -193,13 +198,11 @@ def _resolve_atari(
     chosen = protocol or "v5"
     if chosen not in ATARI_PROTOCOLS:
         raise ValueError(
-            f"protocol {protocol!r} is unknown{_near(str(protocol), ATARI_PROTOCOLS)}; valid for Atari: "
+            f"protocol {protocol!r} is unknown{did_you_mean(protocol, ATARI_PROTOCOLS)}; valid for Atari: "
             f"{', '.join(ATARI_PROTOCOLS)}; set --protocol."
         )
     settings = ATARI_PROTOCOLS[chosen].replaced(episodic_life, repeat_action_probability)
-    for key in ("stack_num", "frameskip", "img_height", "img_width"):  # ale hangs on some of what is none
-        if key in kwargs and (not isinstance(kwargs[key], int) or kwargs[key] < 1):
-            raise ValueError(f"env_kwargs has {key}={kwargs[key]!r}, expected a whole number >= 1; set --env_kwargs.")
+    _at_least(1, kwargs, "stack_num", "frameskip", "img_height", "img_width")
     if settings.random_frameskip and backend != "gymnasium":
         raise ValueError(
             f"protocol {chosen} draws its frameskip, backend {backend} takes one number; set --backend gymnasium, or "
@@ -217,10 +220,21 @@ def _resolve_procgen(name: str, protocol: str | None, kwargs: dict[str, Any]) ->
     games = procgen_games()
     found = {game.lower(): game for game in games}.get(name.lower())
     if found is None:
-        raise ValueError(f"Procgen game {name!r} is unknown{_near(name, games)}; valid: {', '.join(games)}; set --env.")
+        raise ValueError(
+            f"Procgen game {name!r} is unknown{did_you_mean(name, games)}; valid: {', '.join(games)}; set --env."
+        )
+    _at_least(0, kwargs, "num_levels", "start_level")
     return EnvironmentSpec(
         "procgen", found, "envpool", mode, kwargs=kwargs, envpool_id=f"{found}{mode.capitalize()}-v0"
     )
+
+
+def _at_least(least: int, kwargs: Mapping[str, Any], *names: str) -> None:
+    """ale and envpool hang on some of what is no such number."""
+    for name in names:
+        value = kwargs.get(name, least)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"env_kwargs has {name}={value!r}, expected a whole number >= {least}; set --env_kwargs.")
 
 
 def _registered(suite: str, name: str) -> str:
@@ -251,7 +265,9 @@ def _registered(suite: str, name: str) -> str:
             )
         listed = f"; valid: {', '.join(names)}" if inside else ""
         plain = name.rpartition("-v")[0] or name
-        raise ValueError(f"environment {name!r} is not in suite {suite}{_near(plain, names)}{listed}; set --env.")
+        raise ValueError(
+            f"environment {name!r} is not in suite {suite}{did_you_mean(plain, names)}{listed}; set --env."
+        )
     return chosen
 
 
@@ -269,15 +285,6 @@ def _suite_of(name: str) -> str | None:
     return None
 
 
-def _in_envpool(spec_id: str, suite: str) -> str:
-    from scope_rlhf.control.envpools import envpool_ids
-
-    ids = envpool_ids()
-    if spec_id not in ids:
-        raise ValueError(f"envpool has no {spec_id!r}{_near(spec_id, ids)}; set --backend gymnasium (suite {suite}).")
-    return spec_id
-
-
 def _require(suite: str, backend: str) -> None:
     packages, extra = _NEEDS[suite]
     if backend == "envpool":
@@ -291,9 +298,3 @@ def _require(suite: str, backend: str) -> None:
             f"suite {suite} on backend {backend} needs {' and '.join(missing)}. Install with "
             f'`pip install "scope-rlhf[{extra}]"`.'
         )
-
-
-def _near(given: str, known: Iterable[str]) -> str:
-    lower = {str(name).lower(): str(name) for name in known}
-    near = difflib.get_close_matches(given.lower(), lower, n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(lower[name] for name in near)}?" if near else ""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scope_rlhf.runtime.settings import did_you_mean
+
 # In this order: each needs the ones before it.
 _QT = ("libicudata.so.56", "libicuuc.so.56", "libicui18n.so.56", "libQt5Core.so.5", "libQt5Gui.so.5")
 
@@ -24,6 +26,16 @@ def make_envpool(env_id: str, num_envs: int, seed: int, kwargs: Mapping[str, Any
 def envpool_ids() -> list[str]:
     """All ids that this envpool has."""
     return sorted(_import_envpool().list_all_envs())
+
+
+def require_envpool_id(env_id: str, suite: str) -> str:
+    """The id as it is. ValueError, with the nearest ones, where this envpool has none of it."""
+    ids = envpool_ids()
+    if env_id not in ids:
+        raise ValueError(
+            f"envpool has no {env_id!r}{did_you_mean(env_id, ids)}; set --backend gymnasium (suite {suite})."
+        )
+    return env_id
 
 
 def procgen_games() -> list[str]:

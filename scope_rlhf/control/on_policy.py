@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scope_rlhf.control.checkpoint import check_finite
 from scope_rlhf.control.networks import ActorCritic
 from scope_rlhf.control.on_policy_config import OnPolicyConfig
 from scope_rlhf.control.rollout import Collector, EnvironmentFailure, Rollout
@@ -62,6 +63,7 @@ def collect(session: Session, collector: Collector) -> Rollout:
         failure = error
     session.agree(failure)
     assert rollout is not None
+    check_finite(session.global_step, {"the critic's value of an observation": rollout.values})
     collector.synchronise(session.reduce)
     return rollout
 
@@ -143,6 +145,7 @@ def end_update(
     """Count, log, evaluate and save what is due after the update of a rollout."""
     session.advance(config.num_envs * config.num_steps)
     session.update += 1
+    check_finite(session.global_step, {name: metrics[f"losses/{name}"] for name in ("policy_loss", "value_loss")})
     session.episodes += [episode for _, episode in rollout.episodes]
     if session.update % config.logging_steps == 0 or session.update == config.num_updates:
         seconds = {

@@ -5,10 +5,12 @@ continues the one before adds its newest frame, any other (the start of an episo
 continues is found by comparing, so a stack is given back exactly as it came.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 
@@ -28,7 +30,7 @@ class Replay:
         self._stacked = stacked
         # Starts of episodes take `depth` frames: with room for them rarely a transition is dropped early.
         self._ring = self.slots + self.slots // 16 + 2 * self.depth + 2
-        self._frames = np.zeros((num_envs, self._ring, *self._frame_shape), dtype=dtype)
+        self._frames = _zeros((num_envs, self._ring, *self._frame_shape), dtype, capacity)
         self._newest = np.full(num_envs, -1, dtype=np.int64)  # number of the newest frame, counted from 0
         self._before = np.full((num_envs, self.slots), -1, dtype=np.int64)  # number of the newest frame of the state
         self._after = np.full((num_envs, self.slots), -1, dtype=np.int64)
@@ -124,3 +126,14 @@ class Replay:
             getattr(self, name)[...] = state[name].numpy()
         self._frames[:, : state["frames"].shape[1]] = state["frames"].numpy()
         self._last = [None if last is None else last.numpy().copy() for last in state["last"]]
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, capacity: int) -> np.ndarray:
+    """Room for the frames. ValueError where the machine has less memory: it would end the run once it is full."""
+    needed, there = math.prod(shape) * np.dtype(dtype).itemsize, psutil.virtual_memory().total
+    if needed > there:
+        raise ValueError(
+            f"buffer_size={capacity} needs {needed / 2**30:,.1f} GiB for its frames, this machine has "
+            f"{there / 2**30:,.1f} GiB; set --buffer_size."
+        )
+    return np.zeros(shape, dtype=dtype)

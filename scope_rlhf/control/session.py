@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from scope_rlhf.control.checkpoint import (
     changed_settings,
+    check_finite,
     check_length,
     check_meta,
     find_checkpoint,
@@ -219,6 +220,8 @@ class Session(Processes, AbstractContextManager["Session"]):
     def save(self) -> Path:
         """Write a checkpoint of the learner as it was when `remember` was called last."""
         assert self._snapshot is not None
+        step = self._snapshot["counters"]["global_step"]
+        check_finite(step, {f"the weight {n}": w for n, w in self._learner["model"].named_parameters()})
         learner = {name: part.state_dict() for name, part in self._learner.items()}
         learner |= {key: self._snapshot[key] for key in ("counters", "observations")}
         process = dict(self._snapshot["process"])
@@ -226,7 +229,7 @@ class Session(Processes, AbstractContextManager["Session"]):
             process["extra"] = self._extra[0]()
         return save_checkpoint(
             self.folder.path,
-            self._snapshot["counters"]["global_step"],
+            step,
             self.meta,
             learner,
             process,

@@ -1,14 +1,15 @@
 """Command line over `--config file.yaml` over defaults, for any dataclasses; light to import."""
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
+
+from scope_rlhf.runtime.settings import did_you_mean
 
 
 def spell(argv: Sequence[str]) -> list[str]:
@@ -99,7 +100,7 @@ def parse_settings(
         raise ValueError(f"--config {config_file}: {error}") from None
     if rest:
         known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
-        meant = _meant(rest[0].partition("=")[0], known)
+        meant = did_you_mean(rest[0].partition("=")[0], known)
         raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
     return tuple(found)
 
@@ -112,7 +113,7 @@ def _set_from_config(parser: HfArgumentParser, config: Mapping[str, Any], path: 
     for name, value in config.items():
         action = actions.get(name)
         if action is None or name == "help":
-            raise ValueError(f"--config {path}: unknown setting {name!r}{_meant(str(name), actions)}")
+            raise ValueError(f"--config {path}: unknown setting {name!r}{did_you_mean(name, actions)}")
         if value is None and action.default is not None:
             raise ValueError(f"--config {path}: {name} is empty; give a value, or leave the line out.")
         if isinstance(value, list) and action.nargs is None:
@@ -148,8 +149,3 @@ def value_of(argv: Sequence[str], flag: str) -> str | None:
 
 def is_given(argv: Sequence[str], config: dict[str, Any], name: str) -> bool:
     return name in config or value_of(argv, f"--{name}") is not None
-
-
-def _meant(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f", did you mean {near[0]}?" if near else ""

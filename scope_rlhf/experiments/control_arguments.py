@@ -4,8 +4,6 @@ The defaults are published settings where there are any: CleanRL's for Atari, th
 for Procgen, the symmetric paper's for MuJoCo (arXiv 2405.17618), RL Baselines3 Zoo's for CartPole and LunarLander.
 """
 
-import difflib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from scope_rlhf.control.environments import SUITES
 from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.experiments.command_line import parse_settings, read_config, spell, take_config, value_of
 from scope_rlhf.objectives import make_trainer_objective
+from scope_rlhf.runtime.settings import did_you_mean, json_object
 
 ALGORITHMS: dict[str, type[ControlConfig]] = {"ppo": PPOConfig, "a2c": A2CConfig, "dqn": DQNConfig}
 
@@ -138,8 +137,7 @@ def parse_control(
     if suite not in (None, of_suite):
         raise ValueError(f"this recipe is for suite {suite}, got {of_suite!r}; use `scope-rlhf control`.")
     if of_suite not in SUITES:
-        near = difflib.get_close_matches(str(of_suite), SUITES, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
+        meant = did_you_mean(of_suite, SUITES)
         raise ValueError(f"suite {of_suite!r} is unknown{meant}; valid: {', '.join(SUITES)}; set --suite.")
     defaults = {"suite": of_suite, "env": "", **DEFAULTS.get((of_suite, chosen), {})}
     _fit_to_objective(value_of(argv, "--objective"), value_of(argv, "--objective_kwargs"), config, defaults)
@@ -155,7 +153,7 @@ def _fit_to_objective(named: str | None, kwargs: str | None, config: dict[str, A
         config.pop("objective_kwargs", None)
     name, parameters = named or config.get("objective") or "ppo", kwargs or config.get("objective_kwargs")
     try:
-        objective = make_trainer_objective(name, json.loads(parameters) if isinstance(parameters, str) else parameters)
+        objective = make_trainer_objective(name, json_object("objective_kwargs", parameters))
     except Exception:  # told later, with the flag
         return
     if not hasattr(objective, "clip_low"):

@@ -3,7 +3,6 @@
 A file says which prompts; without one they are the dataset's, cut so that every model that answers them takes them.
 """
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from scope_rlhf.experiments.command_line import SettingsParser
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.runtime.environment import command_line, package_versions, source_commit
 from scope_rlhf.runtime.files import content_digest, write_json
+from scope_rlhf.runtime.settings import did_you_mean
 
 REFERENCES, SHUFFLED = "references", "shuffled-references"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -57,8 +57,7 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str | None) -> Argum
     arguments, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if "-" not in flag[2:]]
-        near = difflib.get_close_matches(rest[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
+        meant = did_you_mean(rest[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags)
         raise ValueError(f"the command line has what no setting takes: {' '.join(rest)}{meant}")
     return arguments
 

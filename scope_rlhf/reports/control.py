@@ -164,29 +164,6 @@ def learning_curve(run_dir: Run, key: str = "charts/episodic_return") -> tuple[n
 
 
 def plot_learning_curves(
-    panels: Mapping[str, Mapping[str, Sequence[Run]]],
-    path: Path,
-    *,
-    key: str = "charts/episodic_return",
-    points: int = 200,
-    smooth: float = 0.05,
-    note: str = "",
-) -> Path:
-    """One panel for each environment, in it one line for each label: the mean over its runs (seeds), and the band from
-    the least to the greatest of them.
-
-    smooth: width of a moving average, as a share of the curve. Curves are aligned on the steps that all runs of a label
-    have.
-    """
-    curves = {
-        title: {label: [learning_curve(run, key) for run in runs] for label, runs in groups.items()}
-        for title, groups in panels.items()
-    }
-    unit = "return of training episodes" if key == "charts/episodic_return" else key
-    return draw_learning_curves(curves, path, unit=unit, points=points, smooth=smooth, note=note)
-
-
-def draw_learning_curves(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]],
     path: Path,
     *,
@@ -195,7 +172,12 @@ def draw_learning_curves(
     smooth: float = 0.05,
     note: str = "",
 ) -> Path:
-    """`plot_learning_curves` of curves, (steps, values) of each run."""
+    """One panel for each environment, in it one line for each label: the mean over its runs, each a curve (steps,
+    values), and the band from the least to the greatest of them.
+
+    smooth: width of a moving average, as a share of the curve. Curves are aligned on `points` steps between the first
+    and the last one that all runs of a label have.
+    """
     from matplotlib.ticker import EngFormatter
 
     columns = min(3, len(panels))

@@ -1,6 +1,5 @@
 """Configuration of GRPO with any objective."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
 from scope_rlhf.objectives import make_trainer_objective, require_trainable
+from scope_rlhf.runtime.settings import json_object
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 # Settings of the parent that the overridden loss does not carry: name -> (the only value allowed, what to use instead).
@@ -166,13 +166,7 @@ class ScopeGRPOConfig(GRPOConfig):
         for name in self._VALID_DICT_FIELDS:
             text = getattr(self, name, None)
             if isinstance(text, str) and (text.lstrip().startswith("{") or name == "objective_kwargs"):
-                try:
-                    setattr(self, name, json.loads(text))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{name} must be a JSON object such as '{{\"alpha\": 0.3}}', got {text!r} ({error}); "
-                        f"set --{name}."
-                    ) from error
+                setattr(self, name, json_object(name, text))
 
     def make_objective(self):
         """The objective of this configuration; ValueError for an unknown name, parameter, or a clip set twice."""

@@ -1,6 +1,5 @@
 """What ScopePPOConfig refuses, before anything is loaded; each message says what was given and where to set it."""
 
-import difflib
 import math
 import warnings
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from scope_rlhf.models.critic_backbones import require_lora
 from scope_rlhf.models.value_head import check_critic_folder, initial_bias
 from scope_rlhf.objectives import CriticLossFunction, make_critic_loss
+from scope_rlhf.runtime.settings import did_you_mean
 
 PPO_CRITICS = ("mse", "hl_gauss", "two_hot")
 ESTIMATORS, BACKBONES = ("gae", "rloo", "group"), ("shared", "adapter", "model")
@@ -119,8 +119,7 @@ def critic_loss(name: str, kwargs: dict[str, Any], cliprange_value: float | None
             " where clipping a value has no meaning; leave --cliprange_value out."
         )
     if name not in PPO_CRITICS:
-        near = difflib.get_close_matches(str(name), PPO_CRITICS, n=1)
-        meant = f", did you mean {near[0]!r}?" if near else ""
+        meant = did_you_mean(name, PPO_CRITICS)
         raise ValueError(f"unknown critic {name!r}{meant}; valid: {', '.join(PPO_CRITICS)}; set --critic.")
     try:
         return make_critic_loss(name, **kwargs)

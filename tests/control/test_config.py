@@ -69,9 +69,9 @@ COMMON = [
     ({"eval_steps": 5, "num_eval_episodes": 0}, "eval_steps=5 with num_eval_episodes=0 evaluates nothing"),
     ({"report_to": ["mlflow"]}, "report_to 'mlflow' is unknown; valid: tensorboard, wandb, trackio, none."),
     ({"resume": True, "resume_from_checkpoint": "x"}, "resume and resume_from_checkpoint are two ways to go on"),
-    ({"env_kwargs": "{length: 3}"}, "env_kwargs must be a JSON object, got '{length: 3}'"),
-    ({"env_kwargs": "[1, 2]"}, "env_kwargs must be a JSON object, got [1, 2]"),
-    ({"critic_kwargs": "0.5"}, "critic_kwargs must be a JSON object, got 0.5; set --critic_kwargs"),
+    ({"env_kwargs": "{length: 3}"}, "env_kwargs must be a JSON object such as '{\"name\": 1}', got '{length: 3}'"),
+    ({"env_kwargs": "[1, 2]"}, "got '[1, 2]'; set --env_kwargs"),
+    ({"critic_kwargs": "0.5"}, "got '0.5'; set --critic_kwargs"),
     ({"critic": "l1"}, "l1"),
     ({"critic": "hl_gauss"}, "v_min"),
     ({"critic": "mse", "critic_kwargs": {"v_max": 3}}, "v_max"),
@@ -87,7 +87,10 @@ ON_POLICY = [
     ({"ent_coef": 0.01, "objective": "policy_entropy"}, "with objective policy_entropy counts the entropy twice"),
     ({"objective": "scoop"}, "unknown objective 'scoop' (did you mean 'scope'?)"),
     ({"objective": "scope", "objective_kwargs": {"alhpa": 1}}, "objective 'scope' has no parameter 'alhpa'"),
-    ({"objective_kwargs": "alpha=1"}, "objective_kwargs must be a JSON object, got 'alpha=1'"),
+    (
+        {"objective_kwargs": "alpha=1"},
+        "objective_kwargs must be a JSON object such as '{\"name\": 1}', got 'alpha=1'",
+    ),
 ]
 PPO_ONLY = [
     ({"num_ppo_epochs": 0}, "num_ppo_epochs must be a whole number >= 1, got 0"),

@@ -234,6 +234,7 @@ def test_procgen_names_are_found_in_any_spelling_and_modes_are_protocols(envpool
     [
         ("procgen", "StarPliot", {}, "Procgen game 'StarPliot' is unknown, did you mean Starpilot"),
         ("procgen", "CoinRun", {"protocol": "v5"}, "protocol 'v5' is unknown; Procgen has easy, hard, extreme"),
+        ("procgen", "CoinRun", {"env_kwargs": {"num_levels": -5}}, "num_levels=-5, expected a whole number >= 0"),
         ("classic", "Acrobot", {"backend": "envpool"}, "envpool has no 'Acrobot-v1'"),
     ],
 )

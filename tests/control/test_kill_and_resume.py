@@ -175,6 +175,33 @@ def test_a_replay_larger_than_the_run_goes_on_in_a_longer_run(tmp_path):
     assert final(tmp_path / "run")[0] == "checkpoint-704"
 
 
+@pytest.mark.parametrize("name", ["ppo", "a2c", "dqn"])
+def test_a_run_that_diverges_ends_with_the_reason_and_keeps_its_checkpoints(tmp_path, name):
+    """It ended with `236 of 236 returns are NaN`, or went on and wrote such weights over the good ones."""
+    assert run(tmp_path / "run", name)[0] == 0
+    kept = final(tmp_path / "run")
+    more = ["--resume", "--learning_rate", "1e30", "--total_timesteps", "1280"]
+    more += ["--save_total_limit", "1", "--save_steps", "1" if name != "dqn" else "2"]
+    status, said = run(tmp_path / "run", name, *more)
+    assert status == 2, said
+    assert "the run has diverged: " in said
+    assert "set a lower --learning_rate" in said
+    found = final(tmp_path / "run")
+    assert all(bool(weight.isfinite().all()) for weight in found[1][0]["model"].values())
+    assert int(found[0][11:]) >= int(kept[0][11:])
+
+
+def test_a_kill_while_a_checkpoint_takes_the_place_of_another_of_its_step_loses_none(tmp_path):
+    """Between removing the old and renaming the new there was no checkpoint that --resume would find."""
+    assert run(tmp_path / "run", "ppo", "--save_total_limit", "1")[0] == 0
+    (tmp_path / "run" / "checkpoint-640").rename(tmp_path / "run" / ".checkpoint-640.tmp")
+    (tmp_path / "run" / ".checkpoint-768.tmp").mkdir()  # an unfinished one
+    status, said = run(tmp_path / "run", "ppo", "--resume", "--total_timesteps", "768")
+    assert status == 0, said
+    assert "set other" not in said
+    assert final(tmp_path / "run")[0] == "checkpoint-768"
+
+
 def test_a_checkpoint_of_another_network_environment_or_critic_is_refused_before_anything_starts(tmp_path):
     assert run(tmp_path / "run", "ppo")[0] == 0
     for flags, message in [

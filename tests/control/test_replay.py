@@ -232,3 +232,9 @@ def test_refusals():
         make(10, 1, 4).sample(1, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"replay holds \(2, 10\) transitions .* this run's \(2, 15\)"):
         make(30, 2, 4).load_state_dict(make(20, 2, 4).state_dict())
+
+
+def test_a_replay_that_the_machine_cannot_hold_is_refused_with_its_size():
+    """numpy's traceback, or the kernel's killer once it was full."""
+    with pytest.raises(ValueError, match=r"buffer_size=10000000000 needs 69,\d{3}.\d GiB .*set --buffer_size"):
+        Replay(10**10, 8, (4, 84, 84), np.dtype(np.uint8), stacked=True)

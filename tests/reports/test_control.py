@@ -59,7 +59,9 @@ def test_learning_curves_are_averaged_over_the_steps_that_all_seeds_have(tmp_pat
     short, long = make_run(tmp_path / "a", 1.0, 30), make_run(tmp_path / "b", 3.0, 40)
     steps, values = learning_curve(long)
     np.testing.assert_array_equal(values, 3 * steps / 256)
-    path = plot_learning_curves({"CartPole": {"scope": [short, long]}}, tmp_path / "curves.png")
+    path = plot_learning_curves(
+        {"CartPole": {"scope": [learning_curve(short), (steps, values)]}}, tmp_path / "curves.png"
+    )
     assert path.stat().st_size > 10_000
 
 

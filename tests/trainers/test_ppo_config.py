@@ -114,7 +114,7 @@ REFUSED = [
     ({"advantage_estimator": "group", "num_generations": 2, "gamma": 0.9}, "gamma given, but"),
     ({"advantage_estimator": "rloo", "num_generations": 2, "whiten_rewards": True, "vf_coef": 1.0}, "vf_coef, whiten_"),
     ({"critic": "c51", "critic_kwargs": {"v_min": 0, "v_max": 1}}, "with them it is two_hot"),
-    ({"critic": "hl_gaus"}, "did you mean 'hl_gauss'"),
+    ({"critic": "hl_gaus"}, "did you mean hl_gauss?"),
     ({"critic": "hl_gauss"}, "needs v_min and v_max: .*; set --critic and --critic_kwargs"),
     ({"critic": "two_hot", "critic_kwargs": {"v_min": 1, "v_max": 0}}, "v_min must be below v_max"),
     ({"critic": "two_hot", "critic_kwargs": {"v_min": 0, "v_max": 1, "sigma": 2}}, "no parameter 'sigma'"),
