@@ -9,7 +9,7 @@ from typing import Any
 def did_you_mean(given: Any, known: Iterable[Any]) -> str:
     """', did you mean X or Y?' with the known names that are near, whatever their case; '' where none is."""
     lower = {str(name).lower(): str(name) for name in known}
-    near = difflib.get_close_matches(str(given).lower(), lower, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(given).lower(), lower, n=3)
     return f", did you mean {' or '.join(lower[name] for name in near)}?" if near else ""
 
 
