@@ -11,6 +11,7 @@ minimal action set, an episode is cut after 108,000 frames. A game is reset when
 vector environment's own episodic_life would reset the whole game there, so that no learner ever sees its second life.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,11 @@ ATARI_PROTOCOLS = {
     "NoFrameskip-v4": AtariProtocol(0.0, 4, 30, episodic_life=True, fire_reset=True),
     "v0": AtariProtocol(0.25, 4, 0, episodic_life=False, fire_reset=False, random_frameskip=True),
 }
+
+
+def plain_game(name: str) -> str:
+    """ALE/Pong-v5, PongNoFrameskip-v4 or Pong-v4 -> Pong."""
+    return re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name)
 
 
 def atari_games() -> dict[str, str]:

@@ -12,7 +12,8 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scope_rlhf.objectives import CriticLossFunction, check_saved_critic
 from scope_rlhf.runtime.files import write_json
 
 META = "checkpoint.json"
+_ANOTHER = "set --resume_from_checkpoint to another checkpoint."
 
 
 def checkpoint_folders(output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -80,10 +82,16 @@ def _promote(draft: Path, folder: Path) -> None:
 
 
 def _write(file: Path, state: Mapping[str, Any]) -> None:
-    with file.open("wb") as target:
-        torch.save(dict(state), target)
-        target.flush()
-        os.fsync(target.fileno())
+    try:
+        with file.open("wb") as target:
+            torch.save(dict(state), target)
+            target.flush()
+            os.fsync(target.fileno())
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{file.parent.name[1:-4]} cannot be written to {file.parent.parent} ({error}); the checkpoints that are "
+            "there stay as they were. Free some space, or set --output_dir."
+        ) from error
 
 
 def check_finite(step: int, values: Mapping[str, torch.Tensor]) -> None:
@@ -132,9 +140,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / META} cannot be read: {error}") from error
+        raise ValueError(f"{folder / META} cannot be read: {error}; {_ANOTHER}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("step"), int):
-        raise ValueError(f"{folder / META} is not that of a checkpoint: it has no step.")
+        raise ValueError(f"{folder / META} is not that of a checkpoint: it has no step; {_ANOTHER}")
     return meta
 
 
@@ -144,15 +152,25 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any], critic: Cri
     """
     flags = {"algorithm": "--algorithm", "processes": "the number of processes", "network": "--network, --hidden_sizes"}
     flags |= {"objective": "the objective, or --allow_objective_change true,"}
+    if missing := [key for key in expected if key not in meta]:
+        raise ValueError(
+            f"{folder / META} is damaged, or of another version: it has no {', '.join(missing)}; {_ANOTHER}"
+        )
     for key, wanted in expected.items():
-        if key == "critic":
-            continue
-        if key not in meta or meta[key] != _as_json(wanted):
+        if key != "critic" and meta[key] != _as_json(wanted):
             raise ValueError(
-                f"{folder} belongs to another run: its {key} is {meta.get(key)!r}, this run has {_as_json(wanted)!r}; "
-                f"set {flags.get(key, '--' + key)} to what was saved, or start a new run in another --output_dir."
+                f"{folder} belongs to another run: its {_differences(key, meta[key], _as_json(wanted))}; set "
+                f"{flags.get(key, '--' + key)} to what was saved, or start a new run in another --output_dir."
             )
     check_saved_critic(meta["critic"], critic, str(folder))
+
+
+def _differences(key: str, saved: Any, now: Any) -> str:
+    """Saved and present value of a key, of two dictionaries only what differs."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+        return ", ".join(_differences(f"{key} {name}", saved.get(name), now.get(name)) for name in keys)
+    return f"{key} is {saved!r}, this run has {now!r}"
 
 
 def check_length(meta: Mapping[str, Any], config: Any, folder: Path) -> None:
@@ -169,7 +187,14 @@ def changed_settings(folder: Path, now: Mapping[str, Any]) -> str:
     not there. Those that only say where, how long and how often are left out.
     """
     free = {"output_dir", "resume", "resume_from_checkpoint", "total_timesteps", "report_to", "video", "num_threads"}
-    free |= {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "num_eval_episodes"}
+    free |= {
+        "allow_objective_change",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "eval_steps",
+        "num_eval_episodes",
+    }
     try:
         before = json.loads((folder.parent / "config.json").read_text(encoding="utf-8"))["arguments"]
     except (OSError, ValueError, KeyError):
@@ -178,18 +203,23 @@ def changed_settings(folder: Path, now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {before[name]!r} -> {now[name]!r}" for name in changed)
 
 
-def load_checkpoint(folder: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(learner, process) as saved. ValueError that names the file for a damaged one."""
+def load_checkpoint(folder: Path, rank: int, learner: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(learner, process) as saved; `learner` names parts of the first. ValueError, with its file, for a damaged one."""
     states = []
-    for name in ("learner.pt", f"process-{rank}.pt"):
+    parts = {"learner.pt": learner, f"process-{rank}.pt": ("random", "shaper", "sticky")}
+    for name, needed in parts.items():
         try:
+            with zipfile.ZipFile(folder / name) as archive:  # torch.load checks no sums
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} is not what was written")
             states.append(torch.load(folder / name, map_location="cpu", weights_only=True))
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); set --resume_from_checkpoint to "
-                "another checkpoint."
+                f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); {_ANOTHER}"
             ) from error
+        if missing := [part for part in needed if part not in states[-1]]:
+            raise ValueError(f"{folder / name} is damaged, or of another version: no {missing[0]} in it; {_ANOTHER}")
     return states[0], states[1]
 
 

@@ -15,7 +15,6 @@
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +24,10 @@ from scope_rlhf.control.atari import (
     AtariProtocol,
     atari_games,
     make_atari,
+    plain_game,
     single_atari,
 )
+from scope_rlhf.control.registry import not_in_suite, registered_id
 from scope_rlhf.control.vector import Environments, every_end
 from scope_rlhf.runtime.settings import did_you_mean
 
@@ -47,7 +48,6 @@ _NEEDS = {
     "classic": (("gymnasium",), "classic"),
     "gymnasium": (("gymnasium",), "classic"),
 }
-_MODULES = {"mujoco": "envs.mujoco", "box2d": "envs.box2d", "classic": "envs.classic_control"}
 # What env_kwargs must not change behind the back of settings and protocols.
 _NOT_KWARGS = {
     "num_envs": "set --num_envs",
@@ -122,7 +122,7 @@ def resolve_environment(
         return _resolve_procgen(name, protocol, kwargs)
     if protocol is not None:
         raise ValueError(f"protocol={protocol!r} given, but suite {suite} has none; leave --protocol out.")
-    spec_id = _registered(suite, name)
+    spec_id = registered_id(suite, name)
     if backend == "envpool":
         from scope_rlhf.control.envpools import require_envpool_id
 
@@ -185,11 +185,9 @@ def _resolve_atari(
     repeat_action_probability: float | None,
 ) -> EnvironmentSpec:
     games = atari_games()
-    plain = re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name)
+    plain = plain_game(name)
     if plain not in games:
-        raise ValueError(
-            f"Atari game {name!r} is unknown{did_you_mean(plain, games)}; set --env to one of {len(games)} games."
-        )
+        raise ValueError(not_in_suite("atari", name, games))
     if plain != name:
         raise ValueError(
             f"env={name!r} given, expected the game alone, {plain!r}; its protocol is --protocol "
@@ -220,9 +218,7 @@ def _resolve_procgen(name: str, protocol: str | None, kwargs: dict[str, Any]) ->
     games = procgen_games()
     found = {game.lower(): game for game in games}.get(name.lower())
     if found is None:
-        raise ValueError(
-            f"Procgen game {name!r} is unknown{did_you_mean(name, games)}; valid: {', '.join(games)}; set --env."
-        )
+        raise ValueError(not_in_suite("procgen", name, games))
     _at_least(0, kwargs, "num_levels", "start_level")
     return EnvironmentSpec(
         "procgen", found, "envpool", mode, kwargs=kwargs, envpool_id=f"{found}{mode.capitalize()}-v0"
@@ -235,54 +231,6 @@ def _at_least(least: int, kwargs: Mapping[str, Any], *names: str) -> None:
         value = kwargs.get(name, least)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"env_kwargs has {name}={value!r}, expected a whole number >= {least}; set --env_kwargs.")
-
-
-def _registered(suite: str, name: str) -> str:
-    """The id in gymnasium's registry; a name without a version is its newest."""
-    import gymnasium
-
-    if ":" in name:  # module:Id-v0, the module registers it
-        module, _, name = name.partition(":")
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise ImportError(f"env {module}:{name}: the module needs another one: {error}") from error
-            raise ValueError(f"env {module}:{name}: there is no module {module!r} to import; set --env.") from error
-    inside = _MODULES.get(suite)
-    known = [
-        key
-        for key, spec in gymnasium.registry.items()
-        if inside is None or (isinstance(spec.entry_point, str) and inside in spec.entry_point)
-    ]
-    versions = [key for key in known if re.fullmatch(rf"{re.escape(name)}-v\d+", key)]
-    chosen = name if name in known else max(versions, key=lambda key: int(key.rpartition("-v")[2]), default=None)
-    if chosen is None:
-        names = sorted({key.rpartition("-v")[0] or key for key in known})
-        if elsewhere := _suite_of(name):
-            raise ValueError(
-                f"environment {name!r} is not in suite {suite}, but in {elsewhere}; set --suite {elsewhere}."
-            )
-        listed = f"; valid: {', '.join(names)}" if inside else ""
-        plain = name.rpartition("-v")[0] or name
-        raise ValueError(
-            f"environment {name!r} is not in suite {suite}{did_you_mean(plain, names)}{listed}; set --env."
-        )
-    return chosen
-
-
-def _suite_of(name: str) -> str | None:
-    """The suite that has an environment of this name, with or without its version."""
-    import gymnasium
-
-    if name.startswith("ALE/"):
-        return "atari"
-    for key, spec in gymnasium.registry.items():
-        if name in (key, key.rpartition("-v")[0]):
-            for suite, inside in _MODULES.items():
-                if isinstance(spec.entry_point, str) and inside in spec.entry_point:
-                    return suite
-    return None
 
 
 def _require(suite: str, backend: str) -> None:

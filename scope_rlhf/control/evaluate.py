@@ -51,7 +51,10 @@ def evaluate_returns(
     """
     count = next(n for n in range(min(episodes, _AT_ONCE), 0, -1) if episodes % n == 0)
     quota = episodes // count
-    environments = make_environments(spec, count, seed, training=False)
+    try:
+        environments = make_environments(spec, count, seed, training=False)
+    except Exception as error:
+        raise EnvironmentFailure(f"an evaluation failed to start: {type(error).__name__}: {error}") from error
     repeat = StickyActions(sticky, seed)
     played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
     running, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)

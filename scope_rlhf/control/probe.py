@@ -19,7 +19,7 @@ def probe_spaces(spec: EnvironmentSpec) -> tuple[Any, Any]:
     except Exception as error:
         given = f" with env_kwargs={dict(spec.kwargs)}" if spec.kwargs else ""
         at = "--env_kwargs" if spec.kwargs else "--env"
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(str(error).split())[:300].removesuffix(f"; set {at}.")
         raise ValueError(f"{spec.name} does not start{given}: {type(error).__name__}: {said}; set {at}.") from error
 
 

@@ -30,7 +30,7 @@ class Replay:
         self._stacked = stacked
         # Starts of episodes take `depth` frames: with room for them rarely a transition is dropped early.
         self._ring = self.slots + self.slots // 16 + 2 * self.depth + 2
-        self._frames = _zeros((num_envs, self._ring, *self._frame_shape), dtype, capacity)
+        self._frames = np.zeros((num_envs, self._ring, *self._frame_shape), dtype=dtype)
         self._newest = np.full(num_envs, -1, dtype=np.int64)  # number of the newest frame, counted from 0
         self._before = np.full((num_envs, self.slots), -1, dtype=np.int64)  # number of the newest frame of the state
         self._after = np.full((num_envs, self.slots), -1, dtype=np.int64)
@@ -128,12 +128,13 @@ class Replay:
         self._last = [None if last is None else last.numpy().copy() for last in state["last"]]
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, capacity: int) -> np.ndarray:
-    """Room for the frames. ValueError where the machine has less memory: it would end the run once it is full."""
-    needed, there = math.prod(shape) * np.dtype(dtype).itemsize, psutil.virtual_memory().total
+def check_memory(buffer_size: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """ValueError where frames [*shape] of so many transitions are more than this machine's memory: it would end the run
+    once they are there.
+    """
+    needed, there = 17 / 16 * buffer_size * math.prod(shape) * np.dtype(dtype).itemsize, psutil.virtual_memory().total
     if needed > there:
         raise ValueError(
-            f"buffer_size={capacity} needs {needed / 2**30:,.1f} GiB for its frames, this machine has "
+            f"buffer_size={buffer_size} needs {needed / 2**30:,.1f} GiB for its frames, this machine has "
             f"{there / 2**30:,.1f} GiB; set --buffer_size."
         )
-    return np.zeros(shape, dtype=dtype)

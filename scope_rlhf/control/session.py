@@ -239,7 +239,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         )
 
     def _load(self, folder: Path) -> None:
-        learner, process = load_checkpoint(folder, self.rank)
+        learner, process = load_checkpoint(folder, self.rank, (*self._learner, "counters", "observations"))
         for name, part in self._learner.items():
             part.load_state_dict(learner[name])
         self.global_step, self.update = learner["counters"]["global_step"], learner["counters"]["update"]

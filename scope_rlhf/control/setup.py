@@ -18,6 +18,7 @@ from scope_rlhf.control.networks import check_network
 from scope_rlhf.control.on_policy_config import OnPolicyConfig
 from scope_rlhf.control.policies import CategoricalPolicy, Policy, describe_policy, make_policy
 from scope_rlhf.control.probe import probe_film, probe_spaces
+from scope_rlhf.control.replay import check_memory
 from scope_rlhf.control.rewards import RewardShaper
 from scope_rlhf.objectives import CriticLossFunction, describe_critic
 
@@ -101,6 +102,9 @@ def prepare(config: ControlConfig) -> Setup:
                 f"{instead if isinstance(action_space, gymnasium.spaces.Box) else ''}."
             )
         policy = CategoricalPolicy(int(action_space.n), int(action_space.start))
+    if isinstance(config, DQNConfig):
+        frame = observation_space.shape[1:] if spec.suite == "atari" else observation_space.shape
+        check_memory(config.buffer_size, frame, observation_space.dtype)
     sticky = 0.0 if spec.suite == "atari" else config.repeat_action_probability or 0.0
     return Setup(config, spec, observation_space, action_space, policy, config.make_critic(), sticky)
 

@@ -94,8 +94,9 @@ class Environments:
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Start all episodes anew; [N, ...]. `seed` seeds environment i with seed + i."""
         self._start()
-        observations, _ = self.envs.reset(seed=seed)
-        return np.asarray(observations)
+        observations = np.asarray(self.envs.reset(seed=seed)[0])
+        _require_finite(observations, "a first observation")
+        return observations
 
     def step(self, actions: np.ndarray) -> Step:
         """Act in all environments. `actions` [N, ...] as the environments take them."""
@@ -119,6 +120,9 @@ class Environments:
         terminated, truncated = (np.asarray(flags, dtype=bool) & counts for flags in (terminated, truncated))
         truncated &= ~terminated
         rewards = np.where(counts, np.asarray(rewards, dtype=np.float32), np.float32(0))
+        observations = np.asarray(observations)
+        _require_finite(observations, "an observation")
+        _require_finite(rewards, "a reward")
         resets, over = self.episode_end(terminated, truncated, infos)
         resets, over = resets & counts, over & counts
 
@@ -127,7 +131,7 @@ class Environments:
         episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in np.flatnonzero(over)]
         self._returns[over], self._lengths[over] = 0, 0
 
-        observations, final = np.asarray(observations), None
+        final = None
         if self.autoreset == "same_step":
             self._resetting = np.zeros_like(counts)
             final = _final_observations(observations, resets, infos) if truncated.any() else None
@@ -145,6 +149,13 @@ class Environments:
             self.envs.close()
         except Exception:  # the cause of the crash is what is to be reported, not what follows from it
             return
+
+
+def _require_finite(values: np.ndarray, what: str) -> None:
+    """ValueError, with the environment's number: from here on the statistics and the weights would be NaN."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        i = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
+        raise ValueError(f"environment {i} gave {what} that is NaN or infinite")
 
 
 def _final_observations(observations: np.ndarray, ended: np.ndarray, infos: Mapping[str, Any]) -> np.ndarray:

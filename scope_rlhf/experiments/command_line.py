@@ -37,6 +37,16 @@ def take_config(argv: list[str]) -> tuple[list[str], str | None]:
     return rest, file
 
 
+class _Loader(yaml.SafeLoader):
+    """A mapping that has a key twice is an error, where YAML takes the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: str, *, env_names_setting: bool = False) -> dict[str, Any]:
     """The settings of a YAML file; what stands under `env` goes to the environment, as in TRL.
 
@@ -45,14 +55,15 @@ def read_config(path: str, *, env_names_setting: bool = False) -> dict[str, Any]
     if not Path(path).is_file():
         raise ValueError(f"--config {path!r} is not a file.")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
     environment = {} if env_names_setting and isinstance(content.get("env"), str) else content.pop("env", {})
     if not isinstance(environment, dict):
-        raise ValueError(f"--config {path}: env must hold variables as `NAME: value`, got {environment!r}.")
+        name = "be the name of an environment, or hold" if env_names_setting else "hold"
+        raise ValueError(f"--config {path}: env must {name} variables as `NAME: value`, got {environment!r}.")
     os.environ.update({str(name): str(value) for name, value in environment.items()})
     for name, value in content.items():  # files beside this one
         if str(name).endswith("_config") and isinstance(value, str) and not Path(value).is_file():

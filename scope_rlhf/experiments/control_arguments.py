@@ -147,7 +147,8 @@ def parse_control(
 
 def _fit_to_objective(named: str | None, kwargs: str | None, config: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Leave out what was written for another objective: the file's objective_kwargs where the command line names an
-    objective, and clips of a suite (or, again, of the file) where the objective has none.
+    objective; clips of a suite (or, again, of the file) where the objective has none, and the entropy bonus where it
+    has one of its own.
     """
     if named is not None and named != config.get("objective"):
         config.pop("objective_kwargs", None)
@@ -156,11 +157,13 @@ def _fit_to_objective(named: str | None, kwargs: str | None, config: dict[str, A
         objective = make_trainer_objective(name, json_object("objective_kwargs", parameters))
     except Exception:  # told later, with the flag
         return
-    if not hasattr(objective, "clip_low"):
-        for setting in ("cliprange", "clip_scheduler_type"):
-            defaults.pop(setting, None)
-            if named is not None:
-                config.pop(setting, None)
+    unfit = [] if hasattr(objective, "clip_low") else ["cliprange", "clip_scheduler_type"]
+    if name == "policy_entropy":
+        unfit.append("ent_coef")
+    for setting in unfit:
+        defaults.pop(setting, None)
+        if named is not None:
+            config.pop(setting, None)
 
 
 def _without(argv: Sequence[str], flag: str) -> list[str]:

@@ -105,12 +105,9 @@ def _results(run: RunFolder) -> list[tuple[str, str]]:
         returns = [float(value) for value in evaluation["returns"]]
         interval = student_interval(returns) if len(returns) > 1 else None
         spread = f" [{format_number(interval.low)}, {format_number(interval.high)}]" if interval else ""
-        found.append(
-            (
-                f"evaluation, {len(returns)} episodes",
-                f"{format_number(np.mean(returns))}{spread}",
-            )
-        )
+        step = evaluation.get("step")
+        at = f" at step {step:,}" if rows and step not in (None, rows[-1]["step"]) else ""
+        found.append((f"evaluation{at}, {len(returns)} episodes", f"{format_number(np.mean(returns))}{spread}"))
     _, training = read_series(rows, "charts/episodic_return")
     if len(training):
         tail = max(1, len(training) // 10)

@@ -60,8 +60,9 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
 
 def describe_error(error: BaseException) -> str:
     """The message and its notes as one paragraph; the class name where the message says nothing."""
-    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
-    return " ".join(" ".join(parts).split())
+    parts = [str(error).strip() or type(error).__name__, *getattr(error, "__notes__", [])]
+    ended = [part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in parts[:-1]]
+    return " ".join(" ".join([*ended, parts[-1]]).split())
 
 
 def _print_error(error: BaseException) -> None:

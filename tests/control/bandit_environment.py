@@ -12,10 +12,16 @@ class Bandit(gymnasium.Env):
     dimensions.
 
     BANDIT_KILL / BANDIT_CRASH: after this many steps of one environment the process is killed, or the step raises.
-    BANDIT_CRASH_SEED: a reset with this seed raises.
+    BANDIT_CRASH_SEED: a reset with this seed raises. BANDIT_MAKE: the environment with this number cannot be made.
+    BANDIT_NAN: "<steps> observation" or "<steps> reward": what is NaN after this many steps.
     """
 
+    made = 0
+
     def __init__(self, continuous: bool = False):
+        Bandit.made += 1
+        if Bandit.made == int(os.environ.get("BANDIT_MAKE", "-1")):
+            raise OSError("no more licences")
         self.observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
         space = gymnasium.spaces
         self.action_space = space.Box(-1, 1, (2,), np.float32) if continuous else space.Discrete(3)
@@ -34,7 +40,11 @@ class Bandit(gymnasium.Env):
         if self.steps == int(os.environ.get("BANDIT_CRASH", "-1")):
             raise RuntimeError("the simulator lost its mind")
         reward = -float(np.abs(np.asarray(action) - 0.5).sum()) if self.continuous else [0.0, 1.0, 0.3][int(action)]
-        return np.array([0, 1, 0.5], np.float32), reward, True, False, {}
+        observation = np.array([0, 1, 0.5], np.float32)
+        at, _, what = os.environ.get("BANDIT_NAN", "-1").partition(" ")
+        if self.steps == int(at):
+            reward, observation[1] = (np.nan, 1) if what == "reward" else (reward, np.nan)
+        return observation, reward, True, False, {}
 
 
 gymnasium.register("Bandit-v0", entry_point=Bandit)

@@ -172,7 +172,7 @@ def test_games_have_the_names_of_their_roms():
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("breakout", {}, "Atari game 'breakout' is unknown, did you mean Breakout"),
+        ("breakout", {}, "'breakout' is not in suite atari, did you mean Breakout"),
         ("MsPackman", {}, "did you mean MsPacman"),
         ("BreakoutNoFrameskip-v4", {}, "expected the game alone, 'Breakout'; its protocol is --protocol v5 or"),
         ("ALE/Pong-v5", {}, "expected the game alone, 'Pong'"),

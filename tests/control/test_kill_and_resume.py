@@ -5,6 +5,8 @@ state does not matter: what is left is the learner.
 import json
 import multiprocessing
 import os
+import re
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from scope_rlhf.control.a2c import train_a2c
-from scope_rlhf.control.checkpoint import changed_settings
+from scope_rlhf.control.checkpoint import changed_settings, save_checkpoint
 from scope_rlhf.control.dqn import train_dqn
 from scope_rlhf.control.ppo import train_ppo
 from scope_rlhf.experiments.control_arguments import parse_control
@@ -141,6 +143,77 @@ def test_an_environment_that_crashes_in_an_evaluation_does_not_lose_the_learner(
     assert status == 0, said
     run(tmp_path / "whole", name, *flags)
     assert differences(final(tmp_path / "whole")[1], final(tmp_path / "crashed")[1]) == []
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_an_evaluation_whose_environments_cannot_be_made_does_not_lose_the_learner(tmp_path, name):
+    every = "4" if name == "ppo" else "128"
+    flags = ["--save_steps", "0", "--eval_steps", every, "--num_eval_episodes", "1"]
+    made = 1 + (4 if name == "ppo" else 2)  # the probe's and the training's
+    status, said = run(tmp_path / "run", name, *flags, BANDIT_MAKE=str(made + 2))
+    assert status == 1
+    assert "an evaluation failed to start: OSError: no more licences" in said
+    assert "--resume goes on from there" in said
+    assert run(tmp_path / "run", name, *flags, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_an_environment_that_gives_nan_is_named_and_does_not_lose_the_learner(tmp_path, name, what):
+    """It was told as a run that has diverged, or as returns that the critic cannot take."""
+    status, said = run(tmp_path / "run", name, "--save_steps", "0", BANDIT_NAN=f"53 {what}")
+    assert status == 1
+    assert re.search(rf"environment \d gave an? {what} that is NaN or infinite", said), said
+    assert "--resume goes on from there" in said
+    assert run(tmp_path / "run", name, "--save_steps", "0", "--resume")[0] == 0
+
+
+def _without(file, key):
+    state = torch.load(file, weights_only=True)
+    del state[key]
+    torch.save(state, file)
+
+
+def _flip_a_byte_of_a_weight(file):
+    content = bytearray(file.read_bytes())
+    weight = next(iter(torch.load(file, weights_only=True)["model"].values()))
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "checkpoint.json").write_text('{"step": 640}'), "checkpoint.json is damaged, .* has no algor"),
+        (lambda f: (f / "checkpoint.json").write_text("{"), "checkpoint.json cannot be read"),
+        (lambda f: _without(f / "learner.pt", "model"), "learner.pt is damaged, or of another version: no model in it"),
+        (lambda f: _without(f / "process-0.pt", "random"), "process-0.pt is damaged, or of another version: no random"),
+        (lambda f: _flip_a_byte_of_a_weight(f / "learner.pt"), "learner.pt cannot be loaded .*is not what was written"),
+        (lambda f: (f / "learner.pt").write_bytes(b""), "learner.pt cannot be loaded"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_with_its_file_and_the_way_out(tmp_path, damage, message):
+    """A flipped bit went on unnoticed, a missing part ended with KeyError."""
+    assert run(tmp_path / "run", "ppo", "--num_eval_episodes", "0")[0] == 0
+    damage(tmp_path / "run" / "checkpoint-640")
+    status, said = run(tmp_path / "run", "ppo", "--resume", "--total_timesteps", "1280", "--num_eval_episodes", "0")
+    assert status == 2, said
+    assert re.search(message + ".*; set --resume_from_checkpoint to another checkpoint.", said), said
+
+
+def test_a_full_disk_is_told_with_the_checkpoint_and_loses_none(tmp_path):
+    def save(step):
+        return save_checkpoint(tmp_path, step, {}, {"model": torch.zeros(10_000)}, {}, keep=1)
+
+    kept = save(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-2 cannot be written to .*Free some space, or set --output_dir"):
+            save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [f.name for f in tmp_path.iterdir()] == [kept.name]
 
 
 def test_a_resumed_run_says_which_settings_are_others_and_refuses_what_cannot_go_on(tmp_path):

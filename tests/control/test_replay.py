@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scope_rlhf.control.replay import Replay
+from scope_rlhf.control.replay import Replay, check_memory
 
 FRAME = (5, 4)
 
@@ -237,4 +237,4 @@ def test_refusals():
 def test_a_replay_that_the_machine_cannot_hold_is_refused_with_its_size():
     """numpy's traceback, or the kernel's killer once it was full."""
     with pytest.raises(ValueError, match=r"buffer_size=10000000000 needs 69,\d{3}.\d GiB .*set --buffer_size"):
-        Replay(10**10, 8, (4, 84, 84), np.dtype(np.uint8), stacked=True)
+        check_memory(10**10, (84, 84), np.dtype(np.uint8))

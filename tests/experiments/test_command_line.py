@@ -49,8 +49,22 @@ def test_env_is_a_setting_or_variables_as_the_experiment_has_it(tmp_path, monkey
     assert read_config(str(file), env_names_setting=True) == {"env": "Breakout"}
     with pytest.raises(ValueError, match="env must hold variables"):
         read_config(str(file))
+    for text in ("env: 3\n", "env:\n"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="env must be the name of an environment, or hold variables"):
+            read_config(str(file), env_names_setting=True)
     file.write_text("env: {SCOPE_TEST_VARIABLE: 1}\nrate: 2\n")
     assert read_config(str(file), env_names_setting=True) == {"rate": 2}
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path):
+    """YAML takes the last one without a word."""
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 1\nrate: 2\nseed: 2\n")
+    with pytest.raises(ValueError, match=r"(?s)is not YAML: 'seed' is there twice.*line 1"):
+        read_config(str(file))
+    file.write_text("base: &base {seed: 1}\nmore: {<<: *base, seed: 2}\n")
+    assert read_config(str(file))["more"] == {"seed": 2}
 
 
 def test_config_is_taken_out_and_the_last_value_counts():

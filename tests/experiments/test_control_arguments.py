@@ -40,6 +40,16 @@ def test_the_clips_of_a_suite_stay_for_an_objective_that_has_them():
     assert parse_control(["--objective", "scope"])[1].clip_scheduler_type == "linear"
 
 
+@pytest.mark.parametrize("suite", ["atari", "classic", "mujoco", "box2d", "procgen"])
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+def test_policy_entropy_trains_in_every_suite_without_the_bonus_that_the_suite_has(suite, algorithm):
+    """It was refused for an ent_coef that nobody had given."""
+    argv = ["--suite", suite, "--algorithm", algorithm, "--objective", "policy_entropy"]
+    assert parse_control(argv)[1].ent_coef == 0
+    with pytest.raises(ValueError, match="ent_coef=0.01 with objective policy_entropy counts the entropy twice"):
+        parse_control([*argv, "--ent_coef", "0.01"])
+
+
 FILES = sorted(
     path.name for path in (ROOT / "recipes/configs").glob("*.yaml") if re.match("atari|procgen|mu|box", path.name)
 )

@@ -49,6 +49,14 @@ def test_the_report_says_environment_objective_critic_returns_and_where_the_time
     assert "critic_kwargs" not in text
 
 
+def test_an_evaluation_of_an_earlier_step_is_named_with_it(tmp_path, markdown_tables):
+    """A longer run without an evaluation showed the one before as its own."""
+    path = make_run(tmp_path / "run", updates=40)
+    RunFolder(path).write_evaluation({"step": 2560, "returns": [23.0], "lengths": [1]})
+    results = dict(markdown_tables(write_control_report(path).read_text())[0][1:])
+    assert results["evaluation at step 2,560, 1 episodes"] == "23.00"
+
+
 def test_the_printed_table_holds_what_the_report_holds(tmp_path):
     table = result_table(make_run(tmp_path / "run"))
     assert table.row_count == 6

@@ -66,6 +66,12 @@ def test_an_error_without_a_message_is_named_by_its_class():
     assert describe_error(ValueError()) == "ValueError"
 
 
+def test_a_note_begins_a_sentence_of_its_own():
+    error = ValueError("no space left ")
+    error.add_note("The traceback is in x.")
+    assert describe_error(error) == "no space left. The traceback is in x."
+
+
 def test_an_error_inside_a_run_says_where_its_traceback_is(tmp_path, capsys):
     def main(_):
         with RunFolder(tmp_path) as run:
@@ -74,7 +80,7 @@ def test_an_error_inside_a_run_says_where_its_traceback_is(tmp_path, capsys):
 
     assert run_main(main, []) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: reward row 3 is NaN The traceback is in ")
+    assert error.startswith("error: reward row 3 is NaN. The traceback is in ")
     assert error.count("\n") == 1
     assert "Traceback" in (tmp_path / "error.txt").read_text()
 
