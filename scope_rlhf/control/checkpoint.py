@@ -67,7 +67,7 @@ def save_checkpoint(
                 shutil.rmtree(old, ignore_errors=True)
         wait()
     finally:
-        if rank == 0:
+        if rank == 0 and not (draft / META).exists():  # a whole one is for `find_checkpoint`
             shutil.rmtree(draft, ignore_errors=True)
     return folder
 

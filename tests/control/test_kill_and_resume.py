@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from scope_rlhf.control.a2c import train_a2c
-from scope_rlhf.control.checkpoint import changed_settings, save_checkpoint
+from scope_rlhf.control.checkpoint import changed_settings, find_checkpoint, save_checkpoint
 from scope_rlhf.control.dqn import train_dqn
 from scope_rlhf.control.ppo import train_ppo
 from scope_rlhf.experiments.control_arguments import parse_control
@@ -199,6 +199,20 @@ def test_a_damaged_checkpoint_is_told_with_its_file_and_the_way_out(tmp_path, da
     status, said = run(tmp_path / "run", "ppo", "--resume", "--total_timesteps", "1280", "--num_eval_episodes", "0")
     assert status == 2, said
     assert re.search(message + ".*; set --resume_from_checkpoint to another checkpoint.", said), said
+
+
+def test_an_interrupt_while_a_checkpoint_takes_the_place_of_another_of_its_step_loses_none(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {}, {"a": 1}, {})
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, 1, {}, {"a": 2}, {})
+    assert find_checkpoint(tmp_path, True, None) == tmp_path / "checkpoint-1"
+    assert torch.load(tmp_path / "checkpoint-1" / "learner.pt") == {"a": 2}
 
 
 def test_a_full_disk_is_told_with_the_checkpoint_and_loses_none(tmp_path):
