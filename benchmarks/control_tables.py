@@ -71,6 +71,7 @@ NOISY_A2C = {
 CARTPOLE, ACROBOT = "--suite classic --env CartPole", "--suite classic --env Acrobot"
 LANDER = "--suite box2d --env LunarLander"
 ATARI = "--suite atari --protocol NoFrameskip-v4 --save_steps 50"
+SHORT_A2C = " --algorithm a2c --total_timesteps 200000"
 FLIP = " --reward_flip_probability 0.1"
 # Returns of CartPole at gamma .98 are at most 50, of Acrobot at least -50; flips and noise reach a little beyond.
 SUPPORT = {CARTPOLE: '{"v_min": -5, "v_max": 55, "bins": 51, "padding_bins": 3}'}
@@ -102,10 +103,10 @@ RUNS: dict[str, list[Cell]] = {
         *_cells("CartPole, 10 % flipped", CARTPOLE + FLIP, NOISY),
         *_cells("Acrobot", ACROBOT, NOISY),
         *_cells("Acrobot, 10 % flipped", ACROBOT + FLIP, NOISY),
-        *_cells("CartPole, A2C", CARTPOLE + " --algorithm a2c", NOISY_A2C),
-        *_cells("CartPole, A2C, 10 % flipped", CARTPOLE + " --algorithm a2c" + FLIP, NOISY_A2C),
-        *_cells("Acrobot, A2C", ACROBOT + " --algorithm a2c", NOISY_A2C),
-        *_cells("Acrobot, A2C, 10 % flipped", ACROBOT + " --algorithm a2c" + FLIP, NOISY_A2C),
+        *_cells("CartPole, A2C", CARTPOLE + SHORT_A2C, NOISY_A2C),
+        *_cells("CartPole, A2C, 10 % flipped", CARTPOLE + SHORT_A2C + FLIP, NOISY_A2C),
+        *_cells("Acrobot, A2C", ACROBOT + SHORT_A2C, NOISY_A2C),
+        *_cells("Acrobot, A2C, 10 % flipped", ACROBOT + SHORT_A2C + FLIP, NOISY_A2C),
     ],
     "critics": [*_critics("CartPole", CARTPOLE), *_critics("Acrobot", ACROBOT)],
     "continuous": _cells(
