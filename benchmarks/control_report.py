@@ -16,8 +16,9 @@ NOTES = {
     "learning": "Targets: CartPole 475; LunarLander 200 by PPO, and an interquartile mean of 150 by A2C.",
     "noise": (
         "Rewards lose their sign with probability .1 in training only. symmetric has alpha .5 and beta 1: masked, as "
-        "its authors' code is, it is ppo with policy_coef 1.5, the control beside it. A2C has 200,000 steps. "
-        "Differences are to ppo."
+        "its authors' code is, it is ppo with policy_coef 1.5, the control beside it: the same update, whose runs part "
+        "by rounding after some thousand steps, so that the difference between the two rows is chance. A2C has 200,000 "
+        "steps. Differences are to ppo."
     ),
     "critics": "The support of hl_gauss spans the discounted returns. Differences are to mse in its panel.",
     "continuous": "PPO with normalised observations and rewards, 500,000 steps.",
