@@ -127,8 +127,8 @@ RUNS: dict[str, list[Cell]] = {
             seeds=3,
         ),
         *_cells(
-            "Pong, 1,500,000 steps",
-            f"{ATARI} --env Pong --total_timesteps 1500000 --num_eval_episodes 10",
+            "Pong, 2,700,000 steps",
+            f"{ATARI} --env Pong --total_timesteps 2700000 --num_eval_episodes 10",
             {"ppo, bfloat16": ("--bf16", "true")},
             seeds=1,
         ),
