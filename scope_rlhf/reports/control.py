@@ -177,9 +177,11 @@ def plot_learning_curves(
     """
     from matplotlib.ticker import EngFormatter
 
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(4.2 * columns, 3.1 * rows + 0.5)
+    crowded = max(map(len, panels.values())) > 3
+    width, height = (5.0, 3.7) if crowded else (4.2, 3.1)
+    figure = new_figure(width * columns, height * rows + 0.5)
     with figure_style():
         for index, (title, groups) in enumerate(panels.items()):
             axes = figure.add_subplot(rows, columns, index + 1)
@@ -197,7 +199,10 @@ def plot_learning_curves(
             axes.set_xlabel("steps")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
             axes.set_ylabel(unit)
-            axes.legend(loc="best")
+            if len(groups) > 3:  # below the panel: over the curves they would hide what is compared
+                axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7, handlelength=1.2)
+            else:
+                axes.legend(loc="best")
         if note:
             figure.supxlabel(note, fontsize=8)
         return save_figure(figure, path)
