@@ -13,7 +13,7 @@ from scope_rlhf.control.checkpoint import check_finite
 from scope_rlhf.control.config import DQNConfig
 from scope_rlhf.control.networks import QNetwork
 from scope_rlhf.control.replay import Replay
-from scope_rlhf.control.rollout import EnvironmentFailure
+from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure
 from scope_rlhf.control.session import Session
 from scope_rlhf.losses import reduce_loss
 from scope_rlhf.objectives import C51Critic, CriticLossFunction
@@ -60,7 +60,7 @@ def train_dqn(config: DQNConfig) -> Path:
             failure = step = None
             try:
                 step = environments.step(session.sticky(setup.policy.to_environment(chosen)))
-            except Exception as error:
+            except CRASHES as error:
                 failure = EnvironmentFailure(f"an environment failed: {type(error).__name__}: {error}")
                 failure.__cause__ = error
                 session.remember()

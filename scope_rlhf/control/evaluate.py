@@ -11,7 +11,7 @@ from torch import Tensor
 from scope_rlhf.control.environments import EnvironmentSpec, make_environments, make_single
 from scope_rlhf.control.policies import Policy
 from scope_rlhf.control.rewards import StickyActions
-from scope_rlhf.control.rollout import EnvironmentFailure, Observer
+from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure, Observer
 
 Act = Callable[[Tensor], Tensor]
 """Observations as the network takes them -> actions of the policy [N, ...]."""
@@ -53,7 +53,7 @@ def evaluate_returns(
     quota = episodes // count
     try:
         environments = make_environments(spec, count, seed, training=False)
-    except Exception as error:
+    except CRASHES as error:
         raise EnvironmentFailure(f"an evaluation failed to start: {type(error).__name__}: {error}") from error
     repeat = StickyActions(sticky, seed)
     played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
@@ -74,7 +74,7 @@ def evaluate_returns(
                 observations = step.observations
                 if all(len(done) >= quota for done in played):
                     break
-        except Exception as error:
+        except CRASHES as error:
             raise EnvironmentFailure(f"an evaluation failed: {type(error).__name__}: {error}") from error
         finally:
             environments.close()

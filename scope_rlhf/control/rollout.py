@@ -28,6 +28,10 @@ from scope_rlhf.runtime.threads import threads
 SINGLE_THREADED = 16
 
 
+# An environment may also call exit: that would end the run without a word.
+CRASHES = (Exception, SystemExit)
+
+
 class EnvironmentFailure(RuntimeError):
     """An environment raised; the run saves what it has learned and ends."""
 
@@ -141,7 +145,7 @@ class Collector:
         for part, rows in self._parts:
             try:
                 observations = part.reset(seed + rows.start)
-            except Exception as error:
+            except CRASHES as error:
                 raise EnvironmentFailure(
                     f"the environments failed to start: {type(error).__name__}: {error}"
                 ) from error
@@ -227,7 +231,7 @@ class Collector:
         before = time.perf_counter()
         try:
             yield
-        except Exception as error:
+        except CRASHES as error:
             raise EnvironmentFailure(
                 f"an environment failed in step {t} of a rollout: {type(error).__name__}: {error}"
             ) from error

@@ -35,7 +35,7 @@ from scope_rlhf.control.environments import make_environments, make_parts
 from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, summarize_returns
 from scope_rlhf.control.processes import Processes
 from scope_rlhf.control.rewards import StickyActions
-from scope_rlhf.control.rollout import EnvironmentFailure, Observer
+from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure, Observer
 from scope_rlhf.control.setup import environment_seed, make_accelerator, make_shaper, new_run_folder, prepare
 from scope_rlhf.control.vector import Episode
 from scope_rlhf.runtime.environment import ENVIRONMENT_PACKAGES, package_versions
@@ -134,7 +134,7 @@ class Session(Processes, AbstractContextManager["Session"]):
             self.environments = make_parts(spec, count, first) if parts else [make_environments(spec, count, first)]
         except (ValueError, ImportError):
             raise
-        except Exception as error:
+        except CRASHES as error:
             raise EnvironmentFailure(f"the environments failed to start: {type(error).__name__}: {error}") from error
         self.bar = tqdm(
             total=self.config.total_timesteps,

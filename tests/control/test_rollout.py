@@ -194,16 +194,17 @@ def test_a_binned_policy_per_dimension_keeps_its_log_probs_per_dimension():
     torch.testing.assert_close(rollout.log_probs, expected.squeeze(-1))
 
 
-def test_an_environment_that_raises_ends_the_rollout_with_the_step_and_the_cause():
+@pytest.mark.parametrize("crash", [ZeroDivisionError, SystemExit])
+def test_an_environment_that_raises_ends_the_rollout_with_the_step_and_the_cause(crash):
     class Crashing(ScriptedVector):
         def step(self, actions):
             if len(self.actions) == 2:
-                raise ZeroDivisionError("the robot fell apart")
+                raise crash("the robot fell apart")
             return super().step(actions)
 
-    with pytest.raises(EnvironmentFailure, match="step 2 of a rollout: ZeroDivisionError: the robot fell apart") as e:
+    with pytest.raises(EnvironmentFailure, match=f"step 2 of a rollout: {crash.__name__}: the robot fell apart") as e:
         collector("NEXT_STEP", 5, Crashing(SCRIPT, "NEXT_STEP")).collect()
-    assert isinstance(e.value.__cause__, ZeroDivisionError)
+    assert isinstance(e.value.__cause__, crash)
 
 
 def test_an_environment_that_does_not_start_is_an_environment_failure():
