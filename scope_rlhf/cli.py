@@ -105,18 +105,21 @@ training
   --learning_rate X                 --lr_scheduler_type linear|constant     --max_grad_norm X    --gamma X   --lam X
   --num_steps N                     --num_ppo_epochs N    --num_mini_batches N    --cliprange X    --target_kl X
   --clip_scheduler_type NAME        linear or constant    --whiten_advantages minibatch|rollout|no
+  --cliprange_value X               --adam_epsilon X      a2c: --optimizer rmsprop|adam, --optimizer_epsilon X
   --network NAME                    nature, impala, mlp   --hidden_sizes N N      --bf16 true
   --policy NAME                     categorical, binned (--bins 11, --per_dimension), gaussian
   --buffer_size N                   dqn, with --learning_starts, --train_frequency, --target_update_frequency,
-                                    --batch_size, --exploration_steps, --exploration_final, --double
+                                    --batch_size, --exploration_initial, --exploration_steps, --exploration_final,
+                                    --eval_epsilon, --double
   --clip_rewards, --normalize_observations, --normalize_rewards
   --reward_flip_probability P       --reward_noise_std X: noise, in training only
 
 run
   --output_dir DIR                  run folder: config, metrics, curves, report, checkpoints
-  --save_steps N                    --resume, or --resume_from_checkpoint DIR
-  --num_eval_episodes N             --eval_steps N        --eval_sampling true    --video mp4|gif
-  --report_to NAME                  tensorboard, wandb, trackio
+  --save_steps N                    --save_total_limit N  --resume, or --resume_from_checkpoint DIR
+  --allow_objective_change true     resume with another objective
+  --num_eval_episodes N             --eval_steps N        --eval_sampling true    --eval_seed N   --video mp4|gif
+  --report_to NAME                  tensorboard, wandb, trackio             --logging_steps N
   --num_threads N                   --seed N
 
   --config FILE.yaml                defaults for any flag

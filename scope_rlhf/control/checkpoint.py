@@ -215,9 +215,9 @@ def load_checkpoint(folder: Path, rank: int, learner: Iterable[str]) -> tuple[di
             states.append(torch.load(folder / name, map_location="cpu", weights_only=True))
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             said = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); {_ANOTHER}"
-            ) from error
+            older = [str(other) for other in checkpoint_folders(folder.parent) if other.name != folder.name]
+            instead = f"set --resume_from_checkpoint {older[-1]} in place of --resume." if older else _ANOTHER
+            raise ValueError(f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); {instead}") from error
         if missing := [part for part in needed if part not in states[-1]]:
             raise ValueError(f"{folder / name} is damaged, or of another version: no {missing[0]} in it; {_ANOTHER}")
     return states[0], states[1]

@@ -97,7 +97,7 @@ class ControlConfig:
             self.at_least(name, 1)
         if self.num_threads is not None:
             self.at_least("num_threads", 1)
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+        if not self.hidden_sizes or any(type(width) is not int or width < 1 for width in self.hidden_sizes):
             raise ValueError(f"hidden_sizes must be widths >= 1, got {self.hidden_sizes}; set --hidden_sizes 64 64.")
         if self.video is not None:
             self.one_of("video", ("mp4", "gif"))
@@ -112,12 +112,20 @@ class ControlConfig:
             raise ValueError(
                 f"eval_steps={self.eval_steps} with num_eval_episodes=0 evaluates nothing; set one of them."
             )
+        for name in ("output_dir", "resume_from_checkpoint"):
+            if getattr(self, name) is not None and not str(getattr(self, name)).strip():
+                raise ValueError(f"{name} is empty; set --{name} to a folder, or leave it out.")
+        if self.resume and self.output_dir is None and not self.resume_from_checkpoint:
+            raise ValueError("resume needs the run folder to go on with; set --output_dir.")
         if self.resume and self.resume_from_checkpoint:
             raise ValueError("resume and resume_from_checkpoint are two ways to go on; set one of them.")
 
     def make_critic(self) -> CriticLossFunction:
         """The critic's loss. ValueError for an unknown one, or a support that is missing."""
-        return make_critic_loss(self.critic, **(self.critic_kwargs or {}))  # type: ignore[arg-type]
+        try:
+            return make_critic_loss(self.critic, **(self.critic_kwargs or {}))  # type: ignore[arg-type]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{error}; set --critic and --critic_kwargs.") from error
 
     # Checks, with where to set the option in the message.
 
@@ -169,7 +177,9 @@ class DQNConfig(ControlConfig):
             self.between(name, 0, 1)
         self.between("adam_epsilon", 0, math.inf, open_low=True)
         if self.buffer_size < self.batch_size:
-            raise ValueError(f"buffer_size={self.buffer_size} is less than batch_size={self.batch_size}.")
+            raise ValueError(
+                f"buffer_size={self.buffer_size} is less than batch_size={self.batch_size}; set --buffer_size."
+            )
         if self.learning_starts >= self.total_timesteps:
             raise ValueError(
                 f"learning_starts={self.learning_starts} leaves no update in total_timesteps={self.total_timesteps}; "

@@ -112,6 +112,7 @@ def train_dqn(config: DQNConfig) -> Path:
             if config.save_steps and crossed(config.save_steps, previous, session.global_step):
                 session.remember()
                 session.save()
+            session.interrupt.heed(session)
         return session.finish()
 
 

@@ -1,5 +1,6 @@
 """Evaluation episodes on environments of their own, and their film."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,12 @@ def evaluate_returns(
             raise EnvironmentFailure(f"an evaluation failed: {type(error).__name__}: {error}") from error
         finally:
             environments.close()
+    if unfinished := sum(quota - len(done) for done in played if len(done) < quota):
+        warnings.warn(
+            f"{unfinished} of {episodes} episodes of the evaluation did not end within {max_steps:,} steps: what they "
+            "had by then is counted, or they are left out where their environment has whole ones.",
+            stacklevel=2,
+        )
     for i, done in enumerate(played):
         if not done:
             done.append((float(running[i]), int(lengths[i])))

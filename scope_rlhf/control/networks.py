@@ -232,7 +232,9 @@ def check_network(observation_space: Any, network: str | None) -> None:
         raise ValueError(f"network {network!r} is unknown; valid: {', '.join(NETWORKS)}; set --network.")
     shape = getattr(observation_space, "shape", None)
     if not shape or not hasattr(observation_space, "low"):
-        raise ValueError(f"the observation space {observation_space} is no Box; flatten it in a wrapper first.")
+        raise ValueError(
+            f"the observation space {observation_space} is no Box; flatten it in a wrapper, or set another --env."
+        )
     if is_pixels(observation_space):
         if network == "mlp":
             raise ValueError(

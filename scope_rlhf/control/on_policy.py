@@ -159,3 +159,4 @@ def end_update(
         session.evaluate()
     if config.save_steps and session.update % config.save_steps == 0:
         session.save()
+    session.interrupt.heed(session)

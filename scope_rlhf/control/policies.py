@@ -151,6 +151,8 @@ def make_policy(
     spaces = gymnasium.spaces
     if policy is not None and policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is unknown; valid: {', '.join(POLICIES)}; set --policy.")
+    if bins != 11 and policy != "binned":
+        raise ValueError(f"bins={bins} given, but only policy binned has bins; leave --bins out.")
     if isinstance(action_space, spaces.Discrete):
         if policy not in (None, "categorical"):
             raise ValueError(
@@ -162,7 +164,8 @@ def make_policy(
         return CategoricalPolicy(int(action_space.n), int(action_space.start))
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise ValueError(
-            f"{env or 'the environment'} has the action space {action_space}, expected Discrete or a flat Box."
+            f"{env or 'the environment'} has the action space {action_space}, expected Discrete or a flat Box; set "
+            "another --env."
         )
     if per_dimension and action_space.shape[0] == 1:
         raise ValueError(f"per_dimension needs several action dimensions, {env or 'the environment'} has one.")
@@ -172,7 +175,9 @@ def make_policy(
             "continuous ones; set --policy binned (each dimension in --bins values) or gaussian."
         )
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(f"{env or 'the environment'} has unbounded actions, {action_space}; bounds are needed.")
+        raise ValueError(
+            f"{env or 'the environment'} has unbounded actions, {action_space}; bounds are needed; set another --env."
+        )
     if policy == "binned":
         if bins < 2:
             raise ValueError(f"bins must be at least 2, got {bins!r}; set --bins.")

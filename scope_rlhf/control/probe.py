@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from scope_rlhf.control.environments import EnvironmentSpec, make_environments, make_single
+from scope_rlhf.control.rollout import CRASHES
 
 
 def probe_spaces(spec: EnvironmentSpec) -> tuple[Any, Any]:
@@ -16,7 +17,7 @@ def probe_spaces(spec: EnvironmentSpec) -> tuple[Any, Any]:
         return _probe(spec)
     except ImportError:
         raise
-    except Exception as error:
+    except CRASHES as error:
         given = f" with env_kwargs={dict(spec.kwargs)}" if spec.kwargs else ""
         at = "--env_kwargs" if spec.kwargs else "--env"
         said = " ".join(str(error).split())[:300].removesuffix(f"; set {at}.")
@@ -32,7 +33,7 @@ def probe_film(spec: EnvironmentSpec, observation_space: Any) -> None:
             frame = np.asarray(env.render())
         finally:
             env.close()
-    except Exception as error:
+    except CRASHES as error:
         said = " ".join(str(error).split())[:300]
         hint = "; without a display, set the variable MUJOCO_GL=egl or osmesa" if spec.suite == "mujoco" else ""
         raise ValueError(

@@ -18,6 +18,8 @@ def registered_id(suite: str, name: str) -> str:
 
     if ":" in name:  # module:Id-v0, the module registers it
         module, _, name = name.partition(":")
+        if not module or not name:
+            raise ValueError(f"env {module}:{name} must be module:Id, such as my_module:MyEnv-v0; set --env.")
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +32,7 @@ from scope_rlhf.control.checkpoint import (
 from scope_rlhf.control.config import ControlConfig
 from scope_rlhf.control.environments import make_environments, make_parts
 from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, summarize_returns
+from scope_rlhf.control.interrupt import Interrupt
 from scope_rlhf.control.processes import Processes
 from scope_rlhf.control.rewards import StickyActions
 from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure, Observer
@@ -82,6 +82,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         self._extra: tuple[Callable[[], Any], Callable[[Any], None]] | None = None
         self._snapshot: dict[str, Any] | None = None
         self._evaluated_at: int | None = None
+        self.interrupt = Interrupt(enabled=self.processes == 1)
 
     # Making
 
@@ -146,6 +147,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         )
         self._started, self._started_at = time.perf_counter(), self.global_step
         self.remember()
+        self.interrupt.start()
 
     # Logging
 
@@ -260,9 +262,8 @@ class Session(Processes, AbstractContextManager["Session"]):
             self.folder.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.interrupt.stop()
         if isinstance(error, EnvironmentFailure) and self._snapshot is not None:
             saved = self.save()
             error.add_note(f"The learner is saved in {saved}; --resume goes on from there.")
@@ -280,6 +281,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         """The last checkpoint, evaluation and film; the run folder."""
         self.remember()
         self.save()
+        self.interrupt.stop()
         if self._evaluated_at != self.global_step:
             self.evaluate()
         if self.config.video is not None and self.rank == 0:
@@ -288,7 +290,7 @@ class Session(Processes, AbstractContextManager["Session"]):
             setup, seed = self.setup, self.config.eval_seed
             try:
                 film_episode(setup.spec, self.act, setup.policy, self.observer, film, seed, setup.sticky)
-            except Exception as error:  # the training is done, and saved
+            except CRASHES as error:  # the training is done, and saved
                 warnings.warn(f"the film of an episode failed: {type(error).__name__}: {error}", stacklevel=2)
         if self.rank == 0:
             write_json(self.folder.path / "finished.json", {"step": self.global_step})

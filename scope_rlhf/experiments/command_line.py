@@ -41,9 +41,12 @@ class _Loader(yaml.SafeLoader):
     """A mapping that has a key twice is an error, where YAML takes the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -57,7 +60,7 @@ def read_config(path: str, *, env_names_setting: bool = False) -> dict[str, Any]
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from error
+        raise ValueError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
     environment = {} if env_names_setting and isinstance(content.get("env"), str) else content.pop("env", {})

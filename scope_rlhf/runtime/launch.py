@@ -47,9 +47,9 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
         # `scope-rlhf objectives | head`: the reader has gone. The interpreter flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if is_main_process():
-            print("interrupted", file=sys.stderr)
+            print(" ".join(["interrupted.", *getattr(error, "__notes__", [])]).removesuffix("."), file=sys.stderr)
         return 130
     except (ValueError, ImportError, OSError) as error:
         if show:

@@ -13,10 +13,11 @@ class Bandit(gymnasium.Env):
 
     BANDIT_KILL / BANDIT_CRASH: after this many steps of one environment the process is killed, or the step raises.
     BANDIT_CRASH_SEED: a reset with this seed raises. BANDIT_MAKE: the environment with this number cannot be made.
+    BANDIT_INTERRUPT: after this many steps of one environment Ctrl-C is pressed, BANDIT_INTERRUPTS times (1).
     BANDIT_NAN: "<steps> observation" or "<steps> reward": what is NaN after this many steps.
     """
 
-    made = 0
+    made, interrupted = 0, False
 
     def __init__(self, continuous: bool = False):
         Bandit.made += 1
@@ -37,6 +38,10 @@ class Bandit(gymnasium.Env):
         self.steps += 1
         if self.steps == int(os.environ.get("BANDIT_KILL", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.steps == int(os.environ.get("BANDIT_INTERRUPT", "-1")) and not Bandit.interrupted:
+            Bandit.interrupted = True  # one of the environments
+            for _ in range(int(os.environ.get("BANDIT_INTERRUPTS", "1"))):
+                signal.raise_signal(signal.SIGINT)
         if self.steps == int(os.environ.get("BANDIT_CRASH", "-1")):
             raise RuntimeError("the simulator lost its mind")
         reward = -float(np.abs(np.asarray(action) - 0.5).sum()) if self.continuous else [0.0, 1.0, 0.3][int(action)]

@@ -41,6 +41,7 @@ def lacking(monkeypatch):
         ("classic", "CartPole", {"protocol": "v5"}, "protocol='v5' given, but suite classic has none"),
         ("classic", "CartPole", {"episodic_life": True}, "episodic_life=True given, but only suite atari has lives"),
         ("gymnasium", "no_such_module:Own-v0", {}, "there is no module 'no_such_module' to import; set --env."),
+        ("gymnasium", ":Own-v0", {}, "env :Own-v0 must be module:Id, such as my_module:MyEnv-v0; set --env."),
         ("gymnasium", "json.nothing:Own-v0", {}, "there is no module 'json.nothing' to import; set --env."),
     ],
 )

@@ -193,8 +193,12 @@ def test_pixels_are_bytes_with_three_dimensions_and_the_smallest_first_one_is_th
     ("space", "network", "message"),
     [
         (VECTOR, "resnet", "network 'resnet' is unknown; valid: nature, impala, mlp; set --network."),
-        (spaces.Discrete(5), None, "the observation space Discrete(5) is no Box; flatten it in a wrapper first."),
-        (spaces.Dict({"a": VECTOR}), None, "is no Box; flatten it in a wrapper first."),
+        (
+            spaces.Discrete(5),
+            None,
+            "the observation space Discrete(5) is no Box; flatten it in a wrapper, or set another --env.",
+        ),
+        (spaces.Dict({"a": VECTOR}), None, "is no Box; flatten it in a wrapper, or set another --env."),
         (ATARI, "mlp", "network 'mlp' is for vectors, the observations are pixels (4, 84, 84); set --network nature."),
         (VECTOR, "nature", "network 'nature' is for pixels, the observations have shape (17,); set --network mlp."),
         (VECTOR, "impala", "network 'impala' is for pixels, the observations have shape (17,); set --network mlp."),

@@ -198,6 +198,7 @@ def test_the_policy_of_a_space(space, policy, kind, outputs):
             "'binned' is for continuous actions, but Pong has 4 discrete",
         ),
         (spaces.Discrete(4), {"per_dimension": True}, "per_dimension needs several action dimensions, Pong has one"),
+        (spaces.Discrete(2), {"bins": 5}, "bins=5 given, but only policy binned has bins"),
         (spaces.MultiDiscrete([2, 3]), {}, "expected Discrete or a flat Box"),
         (spaces.Box(-1, 1, (2, 2)), {}, "expected Discrete or a flat Box"),
         (BOX, {"policy": "categorical"}, "needs discrete actions, but Pong has 3 continuous ones; set --policy binned"),

@@ -1,9 +1,17 @@
 import json
+import warnings
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
+from scope_rlhf.control.environments import resolve_environment
+from scope_rlhf.control.evaluate import evaluate_returns
+from scope_rlhf.control.policies import CategoricalPolicy
+from scope_rlhf.control.rollout import Observer
 from scope_rlhf.runtime import RunFolder
 from tests.control.makers import largest_difference, train
 
@@ -136,3 +144,20 @@ def test_bfloat16_by_flag_keeps_learning_finite(tmp_path, fresh_accelerator):
     # Log-probs of rollout and update come from the same precision.
     first = next(row for row in run.read_metrics() if "losses/ratio" in row)
     assert abs(first["losses/ratio"] - 1) < 0.2
+
+
+def test_an_evaluation_that_is_cut_says_so():
+    """An episode that never ended was reported as a whole one of 200,000 steps."""
+    spec = resolve_environment("classic", "CartPole")
+    space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
+    observer, policy = Observer(space, torch.device("cpu"), False), CategoricalPolicy(2)
+
+    def act(observations):
+        return torch.zeros(len(observations), dtype=torch.int64)
+
+    with pytest.warns(UserWarning, match="2 of 2 episodes of the evaluation did not end within 5 steps"):
+        cut = evaluate_returns(spec, act, policy, observer, 2, 0, max_steps=5)
+    assert cut == {"returns": [5.0, 5.0], "lengths": [5.0, 5.0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert max(evaluate_returns(spec, act, policy, observer, 2, 0)["lengths"]) < 20

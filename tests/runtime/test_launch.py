@@ -98,6 +98,10 @@ def test_another_rank_waits_for_rank_0_and_names_itself(monkeypatch, capsys):
 def test_interrupting_is_quiet(capsys):
     assert run_main(failing(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    noted = KeyboardInterrupt()
+    noted.add_note("The learner is saved in runs/a.")
+    assert run_main(failing(noted), []) == 130
+    assert capsys.readouterr().err == "interrupted. The learner is saved in runs/a\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error():
