@@ -23,8 +23,8 @@ NOTES = {
     "critics": "The support of hl_gauss spans the discounted returns. Differences are to mse in its panel.",
     "continuous": "PPO with normalised observations and rewards, 500,000 steps.",
     "atari": (
-        "Protocol NoFrameskip-v4; a step is 4 frames. Evaluations play 10 whole games with sampled actions. Target: Pong "
-        "at 15 within 500,000 steps, or the best of 90 minutes, which is what is here, on one thread."
+        "Protocol NoFrameskip-v4; a step is 4 frames. Evaluations play 10 whole games with sampled actions. Target: "
+        "Pong at 15 within 500,000 steps, or the best of 90 minutes, which is what is here, on one thread."
     ),
 }
 
@@ -67,11 +67,12 @@ def write_table(table: str, cells: Sequence[Any], records: Mapping[Key, RunRecor
         "environment", "objective or critic", "seeds", "evaluation [95 %]", "worst seed", "IQM of episodes",
         "mean return of the curve [95 %]", "evaluation minus first row", "curve minus first row",
     )  # fmt: skip
+    peaks = _peaks(panels) if table == "atari" else ""
     text = f"""# Control: {table}
 
 `python benchmarks/control_tables.py {table}`; each row the seeds 1 to n, {_versions(panels)}. Evaluation: mean over
 seeds of the mean of their episodes, Student's interval over seeds; the curve's mean is the area under the training
-returns. Differences are to the first row of the same environment, with Welch's 95 % interval. {NOTES[table]}{_peaks(panels) if table == "atari" else ""}
+returns. Differences are to the first row of the same environment, with Welch's 95 % interval. {NOTES[table]}{peaks}
 
 {markdown_table(header, rows, "llrrrrrrr")}
 
