@@ -22,6 +22,7 @@ from scope_rlhf.control.rewards import RewardShaper, StickyActions
 from scope_rlhf.control.vector import Environments, Episode, Step
 from scope_rlhf.objectives import CriticLossFunction
 from scope_rlhf.rl import gae
+from scope_rlhf.runtime.launch import RunFailure
 from scope_rlhf.runtime.threads import threads
 
 # Up to this many environments act on one thread.
@@ -32,7 +33,7 @@ SINGLE_THREADED = 16
 CRASHES = (Exception, SystemExit)
 
 
-class EnvironmentFailure(RuntimeError):
+class EnvironmentFailure(RunFailure):
     """An environment raised; the run saves what it has learned and ends."""
 
 

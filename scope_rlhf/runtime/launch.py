@@ -1,9 +1,10 @@
 """How a command starts and ends: a user's mistake is one paragraph, a bug is a traceback.
 
 The lower layers raise ValueError for a setting, ImportError for a missing extra and OSError for a file or the Hub.
-run_main prints these as `error: <one paragraph>` and exits with 2; every other exception is a bug and keeps its
-traceback. `--traceback`, or SCOPE_RLHF_TRACEBACK=1, shows the traceback of the first kind too; a run folder that is
-already open keeps it in error.txt in any case, so that a failure after hours of training can be read without a rerun.
+run_main prints these as `error: <one paragraph>` and exits with 2. A RunFailure, whose traceback is kept in the run
+folder, is printed so too, and exits with 1; every other exception is a bug and keeps its traceback. `--traceback`, or
+SCOPE_RLHF_TRACEBACK=1, shows the traceback of the first kinds too; a run folder that is already open keeps it in
+error.txt in any case, so that a failure after hours of training can be read without a rerun.
 """
 
 import os
@@ -13,10 +14,15 @@ from collections.abc import Callable, Sequence
 
 TRACEBACK_FLAG = "--traceback"
 TRACEBACK_VARIABLE = "SCOPE_RLHF_TRACEBACK"
+TRACEBACK_KEPT = "The traceback is in "
 
 # Rank 0 speaks for all. Another rank that fails alone still has to say so: it waits, and where rank 0 failed as well
 # the launcher has ended it by then.
 _OTHER_RANK_WAITS = 3.0
+
+
+class RunFailure(RuntimeError):
+    """A run ended by what is not of this package, such as an environment that raises."""
 
 
 def is_main_process() -> bool:
@@ -25,7 +31,8 @@ def is_main_process() -> bool:
 
 
 def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Call function(argv) and return the exit status: its own (None is 0), 2 for a user's mistake, 130 for Ctrl-C.
+    """Call function(argv) and return the exit status: its own (None is 0), 1 for a RunFailure, 2 for a user's mistake,
+    130 for Ctrl-C.
 
     `argv` defaults to the command line without the program; the traceback flag is taken out of it. The working
     directory is searched last for modules, so that `--objective my_module:MyObjective` is found from a console script
@@ -56,6 +63,11 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
             raise
         _print_error(error)
         return 2
+    except RunFailure as error:
+        if show or not any(TRACEBACK_KEPT in note for note in getattr(error, "__notes__", [])):
+            raise
+        _print_error(error)
+        return 1
 
 
 def describe_error(error: BaseException) -> str:

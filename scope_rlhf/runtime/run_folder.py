@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 from scope_rlhf import __version__
 from scope_rlhf.runtime.environment import command_line, device_name, package_versions, source_commit
 from scope_rlhf.runtime.files import json_line, read_json_lines, write_json, write_json_lines, write_text
-from scope_rlhf.runtime.launch import is_main_process
+from scope_rlhf.runtime.launch import TRACEBACK_KEPT, is_main_process
 
 
 class RunFolder:
@@ -167,7 +167,7 @@ class RunFolder:
     ) -> None:
         if isinstance(error, Exception) and self.path.is_dir() and is_main_process():
             write_text(self.error_file, "".join(traceback.format_exception(kind, error, trace)))
-            error.add_note(f"The traceback is in {self.error_file}.")
+            error.add_note(f"{TRACEBACK_KEPT}{self.error_file}.")
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from scope_rlhf.runtime import RunFolder, is_main_process, run_main
-from scope_rlhf.runtime.launch import describe_error
+from scope_rlhf.runtime.launch import RunFailure, describe_error
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,23 @@ def test_another_rank_waits_for_rank_0_and_names_itself(monkeypatch, capsys):
     assert run_main(failing(ValueError("bad row")), []) == 2
     assert capsys.readouterr().err == "error (process 3): bad row\n"
     assert waits == [3.0]
+
+
+def test_a_failed_run_is_one_paragraph_where_its_traceback_is_kept(capsys, tmp_path):
+    """An environment that raised printed two tracebacks of seventy lines, which error.txt has as well."""
+
+    def run(arguments):
+        with RunFolder(tmp_path / "run"):
+            raise RunFailure("the robot fell apart")
+
+    assert run_main(run, []) == 1
+    file = tmp_path / "run" / "error.txt"
+    assert capsys.readouterr().err == f"error: the robot fell apart. The traceback is in {file}.\n"
+    assert "RunFailure: the robot fell apart" in file.read_text()
+    with pytest.raises(RunFailure):
+        run_main(run, ["--traceback"])
+    with pytest.raises(RunFailure):
+        run_main(failing(RunFailure("kept nowhere")), [])
 
 
 def test_interrupting_is_quiet(capsys):
