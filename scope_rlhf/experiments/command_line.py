@@ -60,7 +60,7 @@ def read_config(path: str, *, env_names_setting: bool = False) -> dict[str, Any]
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} cannot be read as YAML: {error}") from error
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold settings as `name: value`, got {type(content).__name__}.")
     environment = {} if env_names_setting and isinstance(content.get("env"), str) else content.pop("env", {})
