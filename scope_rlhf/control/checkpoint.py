@@ -24,7 +24,6 @@ from scope_rlhf.objectives import CriticLossFunction, check_saved_critic
 from scope_rlhf.runtime.files import write_json
 
 META = "checkpoint.json"
-_ANOTHER = "set --resume_from_checkpoint to another checkpoint."
 
 
 def checkpoint_folders(output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -140,10 +139,20 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / META} cannot be read: {error}; {_ANOTHER}") from error
+        raise ValueError(f"{folder / META} cannot be read: {error}; {_another(folder)}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("step"), int):
-        raise ValueError(f"{folder / META} is not that of a checkpoint: it has no step; {_ANOTHER}")
+        raise ValueError(f"{folder / META} is not that of a checkpoint: it has no step; {_another(folder)}")
     return meta
+
+
+def _another(damaged: Path) -> str:
+    """The way out: the newest other checkpoint of the run, where there is one."""
+    others = [str(folder) for folder in checkpoint_folders(damaged.parent) if folder.name != damaged.name]
+    return (
+        f"set --resume_from_checkpoint {others[-1]} in place of --resume."
+        if others
+        else ("set --resume_from_checkpoint to another checkpoint.")
+    )
 
 
 def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any], critic: CriticLossFunction, folder: Path) -> None:
@@ -154,7 +163,7 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any], critic: Cri
     flags |= {"objective": "the objective, or --allow_objective_change true,"}
     if missing := [key for key in expected if key not in meta]:
         raise ValueError(
-            f"{folder / META} is damaged, or of another version: it has no {', '.join(missing)}; {_ANOTHER}"
+            f"{folder / META} is damaged, or of another version: it has no {', '.join(missing)}; {_another(folder)}"
         )
     for key, wanted in expected.items():
         if key != "critic" and meta[key] != _as_json(wanted):
@@ -215,11 +224,13 @@ def load_checkpoint(folder: Path, rank: int, learner: Iterable[str]) -> tuple[di
             states.append(torch.load(folder / name, map_location="cpu", weights_only=True))
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             said = " ".join(str(error).split())[:200]
-            older = [str(other) for other in checkpoint_folders(folder.parent) if other.name != folder.name]
-            instead = f"set --resume_from_checkpoint {older[-1]} in place of --resume." if older else _ANOTHER
-            raise ValueError(f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); {instead}") from error
+            raise ValueError(
+                f"{folder / name} cannot be loaded ({type(error).__name__}: {said}); {_another(folder)}"
+            ) from error
         if missing := [part for part in needed if part not in states[-1]]:
-            raise ValueError(f"{folder / name} is damaged, or of another version: no {missing[0]} in it; {_ANOTHER}")
+            raise ValueError(
+                f"{folder / name} is damaged, or of another version: no {missing[0]} in it; {_another(folder)}"
+            )
     return states[0], states[1]
 
 
