@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.nn.functional  # before a process group is there: see runtime.launch.leave_process_group
 from accelerate import Accelerator
 
 from scope_rlhf.control.config import ControlConfig, DQNConfig

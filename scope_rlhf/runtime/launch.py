@@ -7,6 +7,7 @@ SCOPE_RLHF_TRACEBACK=1, shows the traceback of the first kinds too; a run folder
 error.txt in any case, so that a failure after hours of training can be read without a rerun.
 """
 
+import gc
 import os
 import sys
 import time
@@ -41,6 +42,30 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
         if __name__ == "__main__":
             sys.exit(run_main(main))
     """
+    status = _run(function, argv)
+    leave_process_group(failed=status != 0)
+    return status
+
+
+def leave_process_group(failed: bool = False) -> None:
+    """Destroy torch.distributed's process group, if this process has one. Call it where no frame holds a DDP model.
+
+    A gloo group that lives until the interpreter ends aborts the process now and then ("terminate called without an
+    active exception", exit by SIGABRT after a finished run): its threads release tensors while Python is taken down.
+    What still refers to the group keeps its threads, so unreachable trainers are collected first, and
+    torch.distributed.nn.functional, whose functions keep the group of the time of their import as a default, is to be
+    imported before there is one. Another backend than gloo may wait for the other processes, which a failed one must
+    not: it is left alone then.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or "WORLD_SIZE" not in os.environ:
+        return
+    gc.collect()
+    if distributed.is_initialized() and (not failed or distributed.get_backend() == "gloo"):
+        distributed.destroy_process_group()
+
+
+def _run(function: Callable[[list[str]], int | None], argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     show = TRACEBACK_FLAG in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != TRACEBACK_FLAG]

@@ -15,6 +15,8 @@ from scope_rlhf.control.on_policy_config import A2CConfig, PPOConfig
 from scope_rlhf.control.ppo import PPOUpdater
 from scope_rlhf.control.rollout import MinibatchLoader, Rollout
 from scope_rlhf.control.session import Session
+from scope_rlhf.runtime import leave_process_group
+from tests.processes import gloo_threads
 
 STEPS, ENVS = 8, 4
 COMMON = {"suite": "classic", "env": "CartPole", "num_envs": ENVS, "total_timesteps": 1000, "num_eval_episodes": 0}
@@ -118,3 +120,5 @@ if __name__ == "__main__":
             metrics = {key: float(value) for key, value in metrics.items()}
             processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
             torch.save({"weights": weights, "metrics": metrics, "processes": processes}, output / f"{name}.pt")
+    leave_process_group()
+    assert not gloo_threads(), "a living gloo group may abort the process at its end"

@@ -174,6 +174,7 @@ def test_prompts_without_room_are_refused_before_the_first_step(tmp_path):
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from scope_rlhf.runtime import leave_process_group
 from tests.evaluation.test_callback import PROMPTS, add
 from tests.trainers.makers import logged, make_trainer
 folder = Path(sys.argv[1])
@@ -183,6 +184,8 @@ callback = add(trainer)
 trainer.train()
 result = {"rates": logged(trainer, "win_rate"), "baseline": callback.baseline.completions}
 (folder / f"{world}-{rank}.json").write_text(json.dumps(result))
+del callback, trainer
+leave_process_group()
 """
 
 

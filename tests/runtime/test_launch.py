@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -5,6 +6,32 @@ import pytest
 
 from scope_rlhf.runtime import RunFolder, is_main_process, run_main
 from scope_rlhf.runtime.launch import RunFailure, describe_error
+
+GLOO = """
+import gc, sys
+from pathlib import Path
+import torch
+import torch.distributed.nn.functional
+from scope_rlhf.runtime import run_main
+
+def threads():
+    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+
+def main(arguments):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{arguments[0]}", rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.trainer = model  # a cycle, as that of a trainer and its callbacks
+    model(torch.ones(1, 2)).sum().backward()
+    gc.collect()
+    gc.disable()
+    print(threads() > 0)
+    if arguments[1:]:
+        raise ValueError("a mistake")
+
+status = run_main(main)
+print(torch.distributed.is_initialized(), threads())
+sys.exit(status)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +162,11 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert process.stderr.read() == ""
     assert process.wait() == 1
     process.stderr.close()
+
+
+@pytest.mark.parametrize("mistake", [[], ["mistake"]])
+def test_a_run_on_several_processes_is_not_aborted_at_its_end_by_the_threads_of_gloo(tmp_path, mistake):
+    """ "terminate called without an active exception" and SIGABRT, after two of ten runs that had finished."""
+    command = [sys.executable, "-c", GLOO, str(tmp_path / "store"), *mistake]
+    done = subprocess.run(command, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"}, capture_output=True, text=True)
+    assert (done.stdout.split(), done.returncode) == (["True", "False", "0"], 2 if mistake else 0), done.stderr

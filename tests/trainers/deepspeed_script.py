@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from peft import LoraConfig
 
+from scope_rlhf.runtime import leave_process_group
 from scope_rlhf.trainers import ScopePPOConfig, ScopePPOTrainer
 from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
 
@@ -40,10 +40,9 @@ def main(folder: Path, stage: int) -> None:
     trainer.save_model(str(folder / "model"))
     if trainer.is_world_process_zero():
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    leave_process_group()

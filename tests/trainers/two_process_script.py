@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
+from scope_rlhf.runtime import leave_process_group
+from tests.processes import gloo_threads
 from tests.tiny import SENTENCES, length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
 from tests.trainers.makers import disturb, favour, loss_of, make_trainer, script
 
@@ -72,8 +73,6 @@ def main(folder: Path) -> None:
     for name, group in (("spanning", 4), ("wide", 12)):
         results[name] = leave_one_out(folder / name, group)
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def ppo(folder: Path) -> dict:
@@ -169,3 +168,5 @@ def fixed_batch(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave_process_group()
+    assert not gloo_threads(), "a living gloo group may abort the process at its end"
