@@ -3,22 +3,15 @@ TRL's; every mistake is told here, by ValueError, before an environment starts.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from scope_rlhf.objectives import CriticLossFunction, make_critic_loss
-from scope_rlhf.runtime.settings import json_object
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with its help."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+from scope_rlhf.runtime.settings import CheckedSettings, json_object, option
 
 
 @dataclass
-class ControlConfig:
+class ControlConfig(CheckedSettings):
     """What PPO, A2C and DQN have in common. Sizes are global: num_envs is split over the processes."""
 
     suite: str = option("classic", "atari, procgen, mujoco, box2d, classic, or gymnasium (any registered id).")
@@ -70,7 +63,6 @@ class ControlConfig:
         for name in ("env_kwargs", "critic_kwargs", "objective_kwargs"):
             if hasattr(self, name):
                 setattr(self, name, json_object(name, getattr(self, name)))
-        self.report_to = [name for name in self.report_to if name != "none"]
         self._check()
 
     def _check(self) -> None:
@@ -105,20 +97,12 @@ class ControlConfig:
                 raise ValueError(
                     f"video={self.video!r} films an evaluation, and num_eval_episodes is 0; set one of them."
                 )
-        for name in self.report_to:
-            if name not in ("tensorboard", "wandb", "trackio"):
-                raise ValueError(f"report_to {name!r} is unknown; valid: tensorboard, wandb, trackio, none.")
+        self.check_report_to()
         if self.eval_steps and not self.num_eval_episodes:
             raise ValueError(
                 f"eval_steps={self.eval_steps} with num_eval_episodes=0 evaluates nothing; set one of them."
             )
-        for name in ("output_dir", "resume_from_checkpoint"):
-            if getattr(self, name) is not None and not str(getattr(self, name)).strip():
-                raise ValueError(f"{name} is empty; set --{name} to a folder, or leave it out.")
-        if self.resume and self.output_dir is None and not self.resume_from_checkpoint:
-            raise ValueError("resume needs the run folder to go on with; set --output_dir.")
-        if self.resume and self.resume_from_checkpoint:
-            raise ValueError("resume and resume_from_checkpoint are two ways to go on; set one of them.")
+        self.check_resume()
 
     def make_critic(self) -> CriticLossFunction:
         """The critic's loss. ValueError for an unknown one, or a support that is missing."""
@@ -126,25 +110,6 @@ class ControlConfig:
             return make_critic_loss(self.critic, **(self.critic_kwargs or {}))  # type: ignore[arg-type]
         except (ValueError, TypeError) as error:
             raise ValueError(f"{error}; set --critic and --critic_kwargs.") from error
-
-    # Checks, with where to set the option in the message.
-
-    def at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}; set --{name}.")
-
-    def between(self, name: str, low: float, high: float, open_low: bool = False) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (number and low <= value <= high) or (open_low and value == low):
-            sign = ">" if open_low else ">="
-            bound = f"a number {sign} {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-            raise ValueError(f"{name} must be {bound}, got {value!r}; set --{name}.")
-
-    def one_of(self, name: str, valid: tuple[str, ...]) -> None:
-        if getattr(self, name) not in valid:
-            raise ValueError(f"{name} must be {' or '.join(valid)}, got {getattr(self, name)!r}; set --{name}.")
 
 
 @dataclass

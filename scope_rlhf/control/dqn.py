@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scope_rlhf.control.checkpoint import check_finite
 from scope_rlhf.control.config import DQNConfig
 from scope_rlhf.control.networks import QNetwork
 from scope_rlhf.control.replay import Replay
@@ -17,6 +16,7 @@ from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure
 from scope_rlhf.control.session import Session
 from scope_rlhf.losses import reduce_loss
 from scope_rlhf.objectives import C51Critic, CriticLossFunction
+from scope_rlhf.runtime.checkpoints import check_finite
 
 
 def train_dqn(config: DQNConfig) -> Path:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scope_rlhf.control.checkpoint import check_finite
 from scope_rlhf.control.networks import ActorCritic
 from scope_rlhf.control.on_policy_config import OnPolicyConfig
 from scope_rlhf.control.rollout import Collector, EnvironmentFailure, Rollout
 from scope_rlhf.control.session import Session
 from scope_rlhf.losses import reduce_loss
 from scope_rlhf.objectives import CriticLossFunction, Objective, PolicyInputs
+from scope_rlhf.runtime.checkpoints import check_finite
 
 
 def start(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from scope_rlhf.control.config import ControlConfig, option
+from scope_rlhf.control.config import ControlConfig
 from scope_rlhf.objectives import (
     CriticLossFunction,
     Objective,
@@ -12,6 +12,7 @@ from scope_rlhf.objectives import (
     make_trainer_objective,
     require_trainable,
 )
+from scope_rlhf.runtime.settings import option
 
 
 @dataclass

@@ -17,11 +17,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scope_rlhf.control.checkpoint import (
+from scope_rlhf.control.checkpoint import FREE_SETTINGS, check_length, check_owner
+from scope_rlhf.control.config import ControlConfig
+from scope_rlhf.control.environments import make_environments, make_parts
+from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, summarize_returns
+from scope_rlhf.control.processes import Processes
+from scope_rlhf.control.rewards import StickyActions
+from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure, Observer
+from scope_rlhf.control.setup import environment_seed, make_accelerator, make_shaper, new_run_folder, prepare
+from scope_rlhf.control.vector import Episode
+from scope_rlhf.runtime.checkpoints import (
     changed_settings,
     check_finite,
-    check_length,
-    check_meta,
     find_checkpoint,
     load_checkpoint,
     random_state,
@@ -29,17 +36,9 @@ from scope_rlhf.control.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from scope_rlhf.control.config import ControlConfig
-from scope_rlhf.control.environments import make_environments, make_parts
-from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, summarize_returns
-from scope_rlhf.control.interrupt import Interrupt
-from scope_rlhf.control.processes import Processes
-from scope_rlhf.control.rewards import StickyActions
-from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure, Observer
-from scope_rlhf.control.setup import environment_seed, make_accelerator, make_shaper, new_run_folder, prepare
-from scope_rlhf.control.vector import Episode
 from scope_rlhf.runtime.environment import ENVIRONMENT_PACKAGES, package_versions
 from scope_rlhf.runtime.files import write_json
+from scope_rlhf.runtime.interrupt import Interrupt
 from scope_rlhf.runtime.run_folder import RunFolder
 from scope_rlhf.runtime.threads import keep_freed_memory
 
@@ -66,8 +65,8 @@ class Session(Processes, AbstractContextManager["Session"]):
             expected = dict(self.meta)
             if getattr(config, "allow_objective_change", False):
                 expected.pop("objective", None)
-            check_meta(saved, expected, self.setup.critic, self.checkpoint)
-            check_length(saved, config, self.checkpoint)
+            check_owner(saved, expected, self.setup.critic, self.checkpoint)
+            check_length(saved, config.total_timesteps, self.checkpoint)
         Processes.__init__(self, make_accelerator(config))
         self.local_envs = config.num_envs // self.processes
         self.observer = Observer(self.setup.observation_space, self.accelerator.device, config.normalize_observations)
@@ -112,7 +111,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         if self.checkpoint is not None:
             self._load(self.checkpoint)
         if self.rank == 0:
-            if self.checkpoint and (changed := changed_settings(self.checkpoint, asdict(self.config))):
+            if self.checkpoint and (changed := changed_settings(self.checkpoint, asdict(self.config), FREE_SETTINGS)):
                 warnings.warn(f"{self.checkpoint} goes on with other settings: {changed}.", stacklevel=2)
             dropped = self.folder.truncate_metrics(self.global_step) if self.checkpoint is not None else 0
             self.folder.write_config(
@@ -241,7 +240,9 @@ class Session(Processes, AbstractContextManager["Session"]):
         )
 
     def _load(self, folder: Path) -> None:
-        learner, process = load_checkpoint(folder, self.rank, (*self._learner, "counters", "observations"))
+        learner, process = load_checkpoint(
+            folder, self.rank, (*self._learner, "counters", "observations"), ("random", "shaper", "sticky")
+        )
         for name, part in self._learner.items():
             part.load_state_dict(learner[name])
         self.global_step, self.update = learner["counters"]["global_step"], learner["counters"]["update"]

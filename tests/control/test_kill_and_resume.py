@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from scope_rlhf.control.a2c import train_a2c
-from scope_rlhf.control.checkpoint import changed_settings, find_checkpoint, save_checkpoint
+from scope_rlhf.control.checkpoint import FREE_SETTINGS
 from scope_rlhf.control.dqn import train_dqn
 from scope_rlhf.control.ppo import train_ppo
 from scope_rlhf.experiments.control_arguments import parse_control
 from scope_rlhf.runtime import run_main
+from scope_rlhf.runtime.checkpoints import changed_settings, find_checkpoint, save_checkpoint
 
 HERE = Path(__file__).parent
 ON_POLICY = ["--num_envs", "4", "--num_steps", "8", "--total_timesteps", "640"]
@@ -264,9 +265,11 @@ def test_a_resumed_run_says_which_settings_are_others_and_refuses_what_cannot_go
     assert status == 0, said
     before, now = ({"gamma": gamma, "seed": 1, "total_timesteps": gamma, "bins": None} for gamma in (0.99, 0.5))
     (tmp_path / "config.json").write_text(json.dumps({"arguments": before}))
-    assert changed_settings(tmp_path / "checkpoint-4", now) == "gamma 0.99 -> 0.5"
+    assert changed_settings(tmp_path / "checkpoint-4", now, FREE_SETTINGS) == "gamma 0.99 -> 0.5"
     assert (
-        changed_settings(tmp_path / "checkpoint-4", before) == changed_settings(tmp_path / "a/checkpoint-4", now) == ""
+        changed_settings(tmp_path / "checkpoint-4", before, FREE_SETTINGS)
+        == changed_settings(tmp_path / "a/checkpoint-4", now, FREE_SETTINGS)
+        == ""
     )
     status, said = run(tmp_path / "run", "ppo", *more, "--objective", "ppo")
     assert status == 2 and "--allow_objective_change true" in said
