@@ -7,6 +7,13 @@ from scope_rlhf.metrics.calibration import (
     calibration_error,
     preference_accuracy,
 )
+from scope_rlhf.metrics.classification import (
+    PerClass,
+    classification_metrics,
+    confusion_matrix,
+    expected_calibration_error,
+    per_class_scores,
+)
 from scope_rlhf.metrics.diversity import distinct_n, paired_distinct_n
 from scope_rlhf.metrics.intervals import (
     Interval,
@@ -36,6 +43,7 @@ __all__ = [
     "MarginBin",
     "MeanDifference",
     "PairedDifference",
+    "PerClass",
     "WinRate",
     "accuracy_by_kind",
     "aggregate_runs",
@@ -43,8 +51,11 @@ __all__ = [
     "average_repeated_steps",
     "calibration_bins",
     "calibration_error",
+    "classification_metrics",
+    "confusion_matrix",
     "difference_of_means",
     "distinct_n",
+    "expected_calibration_error",
     "interquartile_mean",
     "interval_over_runs",
     "learning_curve_area",
@@ -54,6 +65,7 @@ __all__ = [
     "pair_scores",
     "paired_distinct_n",
     "paired_interval",
+    "per_class_scores",
     "preference_accuracy",
     "rouge_scores",
     "student_interval",
