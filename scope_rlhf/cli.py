@@ -126,6 +126,54 @@ run
   --traceback                       show the traceback of an error
 """
 
+VISION_HELP = """\
+usage: scope-rlhf vision [--dataset_name NAME] [--objective NAME] [--flag value ...]
+       scope-rlhf vision table [--rows ROW ...] [--seeds N] [--flag value ...]
+
+Classify images with the objectives of the trainers: the label is the action, its advantage is one. Without arguments:
+scikit-learn's digits, cut to a long tail, in seconds. `table` trains every row over seeds and compares them. The
+command line overrides --config, which overrides the defaults; unknown flags and keys are errors.
+
+data
+  --dataset_name NAME               digits (embedded), a folder of class folders (or of train, val, test with such), or
+                                    a Hub image dataset with --image_column, --label_column, --dataset_config
+  --split_file FILE                 the split: read where it exists, else written; --split_seed N
+  --validation_fraction X           --test_fraction X
+  --imbalance_ratio X               cut the training part to a long tail; --imbalance_type exp|step
+  --corrupt_images error|skip       --cache_dir DIR       --cache_images true|false
+  --image_size N                    --resize_size N       --augmentation none|crop_flip|paper
+  --color_std X, --contrast_std X, --brightness_std X, --sharpness_std X, --flip_probability X
+
+objective and network
+  --objective NAME                  see `scope-rlhf objectives`; ppo is cross-entropy here; path/to/file.py:Class
+  --objective_kwargs JSON           its parameters, such as '{"alpha": 0.3}'; scope has alpha 1 here
+  --long_tail NAME                  none, class_balanced, logit_adjustment, balanced_softmax, ldam_drw,
+                                    balanced_sampling; --long_tail_kwargs JSON
+  --network NAME                    cnn, resnet18, resnet50, resnet101; --model_name_or_path NAME for a pretrained one
+
+training
+  --num_train_epochs N              --per_device_train_batch_size N         --per_device_eval_batch_size N
+  --optim adam|adamw|sgd            --learning_rate X     --lr_scheduler_type constant|cosine|linear
+  --warmup_steps N                  --weight_decay X      --momentum X      --max_grad_norm X     --bf16 true
+  --metric_for_best_model NAME      --early_stopping_patience N             --early_stopping_threshold X
+  --dataloader_num_workers N        --num_threads N       --seed N
+
+run
+  --output_dir DIR                  run folder: config, split, metrics, best model, evaluation, report, checkpoints
+  --save_steps N                    --save_total_limit N  --resume, or --resume_from_checkpoint DIR
+  --allow_objective_change true     resume with another objective
+  --report_to NAME                  tensorboard, wandb, trackio             --logging_steps N   --disable_tqdm true
+
+table
+  --rows ROW ...                    sets (paper, catalogue, remedies, alphas, all) or single rows: an objective, its
+                                    parameters as JSON behind it, ` + ` and a remedy: 'scope {"alpha": 0.3} + ldam_drw'
+  --seeds N                         1 to N; --first_seed N      --jobs N: runs at a time
+  --published table1|table2         the column of published numbers
+
+  --config FILE.yaml                defaults for any flag
+  --traceback                       show the traceback of an error
+"""
+
 PROMPTS_HELP = """\
 prompts (those of a file of completions, where there is one)
   --dataset_name NAME               documentation (embedded), Hub name such as trl-lib/tldr, file or folder
@@ -214,6 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("grpo", help="train with GRPO and any objective", add_help=False)
     commands.add_parser("ppo", help="train with PPO, any objective and any critic", add_help=False)
     commands.add_parser("control", help="PPO, A2C or DQN on Atari, Procgen, MuJoCo, Box2D", add_help=False)
+    commands.add_parser("vision", help="image classification with any objective, long tails", add_help=False)
     commands.add_parser("winrate", help="compare two systems by a judge", add_help=False)
     commands.add_parser("evaluate", help="rewards, KL and ROUGE of systems; over-optimisation of runs", add_help=False)
 
@@ -255,6 +304,8 @@ def _dispatch(argv: list[str]) -> int | None:
         return _train(argv[0], argv[1:])
     if argv and argv[0] == "control":
         return _control(argv[1:])
+    if argv and argv[0] == "vision":
+        return _vision(argv[1:])
     if argv and argv[0] in ("winrate", "evaluate"):
         return _measure(argv[0], argv[1:])
     arguments = build_parser().parse_args(argv)
@@ -279,6 +330,15 @@ def _control(argv: list[str]) -> int:
     from scope_rlhf.experiments.control import main
 
     return main(argv, "scope-rlhf control")
+
+
+def _vision(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(VISION_HELP, end="")
+        return 0
+    from scope_rlhf.experiments.vision import main
+
+    return main(argv, "scope-rlhf vision")
 
 
 def _measure(command: str, argv: list[str]) -> int:
@@ -353,8 +413,12 @@ def _report(arguments: argparse.Namespace) -> None:
     from scope_rlhf.reports.control import is_control_run, plot_control_curves, write_control_report
     from scope_rlhf.reports.curves import plot_curves
     from scope_rlhf.reports.run_report import write_report
+    from scope_rlhf.reports.vision import is_vision_run, plot_confusion, plot_vision_curves, write_vision_report
 
     for run in arguments.runs:
+        if is_vision_run(run):
+            print(plot_vision_curves(run), plot_confusion(run), write_vision_report(run), sep="\n")
+            continue
         control = is_control_run(run)
         # The report links the picture, so the picture comes first.
         print(plot_control_curves(run) if control else plot_curves(run))

@@ -112,6 +112,7 @@ class Session(AbstractContextManager["Session"]):
         self.update = 0
         self.best: dict[str, Any] = {"value": None, "epoch": -1, "since": 0}
         self.totals: dict[str, Tensor] = {}
+        self._saved_at = -1
         self.interrupt = Interrupt(enabled=self.processes == 1)
 
     @property
@@ -246,6 +247,11 @@ class Session(AbstractContextManager["Session"]):
         """Nothing is noted between updates: a checkpoint is of the moment."""
 
     def save(self) -> Path:
+        """Write checkpoint-<update>, once for an update."""
+        folder = self.folder.path / f"checkpoint-{self.update}"
+        if self._saved_at == self.update:
+            return folder
+        self._saved_at = self.update
         weights = {f"the weight {name}": weight for name, weight in self.classifier.named_parameters()}
         check_finite(self.update, weights)
         learner = {

@@ -11,9 +11,10 @@ from scope_rlhf.losses import categorical_entropy, reduce_loss
 from scope_rlhf.metrics import classification_metrics
 from scope_rlhf.objectives import Objective, PolicyInputs, PolicyLoss
 from scope_rlhf.vision.config import VisionConfig
-from scope_rlhf.vision.data import evaluation_batches, make_loader
+from scope_rlhf.vision.data import make_loader
 from scope_rlhf.vision.long_tail import LongTailMethod
 from scope_rlhf.vision.optimizer import learning_rate_factor
+from scope_rlhf.vision.predict import predict_log_probs
 from scope_rlhf.vision.session import Session
 
 
@@ -113,20 +114,17 @@ def evaluate(session: Session, positions: np.ndarray) -> dict[str, float]:
     share = positions[session.rank :: session.processes]
     size = -(-len(positions) // session.processes)
     mine = np.concatenate([share, positions[: size - len(share)]])  # all processes gather rows alike
-    log_probs = predict(session.classifier, session, mine)
+    config = session.config
+    log_probs = predict_log_probs(
+        session.classifier,
+        session.data,
+        mine,
+        image_size=config.image_size,
+        batch_size=config.per_device_eval_batch_size,
+        bf16=config.bf16,
+    )
     gathered: Tensor = session.accelerator.gather(log_probs)  # type: ignore[assignment]
     # Row r of process p is image r * processes + p.
     ordered = gathered.view(session.processes, size, -1).transpose(0, 1).reshape(size * session.processes, -1)
     labels = session.data.labels[positions]
     return classification_metrics(labels, ordered[: len(positions)].cpu().numpy(), session.data.counts)
-
-
-def predict(classifier: torch.nn.Module, session: Session, positions: np.ndarray) -> Tensor:
-    """log softmax [N, K] of the images in order, in evaluation mode."""
-    classifier.eval()
-    rows = []
-    batch_size = session.config.per_device_eval_batch_size
-    for images, _ in evaluation_batches(session.data, positions, session.config.image_size, batch_size):
-        with session.accelerator.autocast():
-            rows.append(torch.log_softmax(classifier(images.to(session.accelerator.device)), dim=-1))
-    return torch.cat(rows)
