@@ -6,13 +6,15 @@ from typing import Any
 from scope_rlhf.experiments.command_line import parse_settings, read_config, spell, take_config, value_of
 from scope_rlhf.vision.config import VisionConfig
 
-# Chosen once on seeds 101 to 103 with cross-entropy; every objective has them.
+# The learning rate is the best of 3e-4, 1e-3, 3e-3 and 5e-3 for cross-entropy on the seeds 101 to 104, which no table
+# has; every objective has it.
 DIGITS: dict[str, Any] = {
     "network": "cnn",
     "image_size": 8,
     "imbalance_ratio": 50.0,
     "num_train_epochs": 40,
     "per_device_train_batch_size": 32,
+    "learning_rate": 3e-3,
 }
 
 

@@ -20,7 +20,7 @@ PANELS = (
     Panel("Validation", "share", {"validation/balanced_accuracy": "balanced accuracy", "validation/accuracy": "all"}),
     Panel("Precision over classes", "mean", {"validation/macro_precision": ""}),
     Panel("Spread of precision", "standard deviation over classes", {"validation/precision_std": ""}),
-    Panel("-log p of the label", "nats", {"train/surrogate": "", "validation/loss": "validation"}),
+    Panel("-log p of the label", "nats, validation", {"validation/loss": ""}),
     Panel("Training loss", "per image", {"train/loss": ""}),
     Panel("Training accuracy", "share", {"train/accuracy": ""}),
     Panel("Calibration error", "validation", {"validation/calibration_error": ""}),
@@ -53,6 +53,8 @@ def plot_vision_curves(run_dir: Run) -> Path:
     run = RunFolder(run_dir)
     rows = run.read_metrics()
     logged = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
+    if len({row.get("learning_rate") for row in rows}) == 1:  # a flat line
+        logged.discard("learning_rate")
     panels = [Panel(p.title, p.unit, {k: v for k, v in p.series.items() if k in logged}) for p in PANELS]
     panels = [panel for panel in panels if panel.series]
     if not panels:
