@@ -55,7 +55,7 @@ class LogitAdjustment(LongTailMethod):
         _check("logit_adjustment", "tau", self.tau, 0, float("inf"))
 
     def adjust(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-        return logits + self.tau * (counts / counts.sum()).log().to(logits.dtype)
+        return logits + self.tau * (counts.to(logits.dtype) / counts.sum()).log()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class BalancedSoftmax(LongTailMethod):
     """
 
     def adjust(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-        return logits + counts.log().to(logits.dtype)
+        return logits + counts.to(logits.dtype).log()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class LDAM(LongTailMethod):
         _check("ldam_drw", "beta", self.beta, 0, 1, open_high=True)
 
     def adjust(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-        margins = counts.double() ** -0.25
-        margins = (margins * (self.max_margin / margins.max())).to(logits.dtype)
+        margins = counts.to(logits.dtype) ** -0.25
+        margins = margins * (self.max_margin / margins.max())
         return logits.scatter_add(1, labels[:, None], -self.scale * margins[labels][:, None])
 
     def class_weights(self, counts: Tensor, progress: float) -> Tensor | None:
