@@ -107,9 +107,10 @@ class StoredImages:
         self._pixels: np.ndarray | None = None
 
     def __getitem__(self, positions: Any) -> np.ndarray:
-        if self._pixels is None:
-            self._pixels = np.load(self.file, mmap_mode="r")
-        return self._pixels[positions]
+        pixels = self._pixels
+        if pixels is None:
+            pixels = self._pixels = np.load(self.file, mmap_mode="r")
+        return pixels[positions]  # type: ignore[index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"file": self.file, "_pixels": None}

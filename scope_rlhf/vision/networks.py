@@ -93,7 +93,7 @@ def make_classifier(
     )
     if cosine_scale is not None:
         _replace_head(body, len(classes), cosine_scale)
-    return Classifier(body, *normalisation).to(memory_format=torch.channels_last)
+    return Classifier(body, *normalisation).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _fresh(network: str, classes: Sequence[str], channels: int) -> nn.Module:
@@ -140,7 +140,7 @@ def save_classifier(model: Classifier, folder: Path, record: dict[str, Any]) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model.network, "save_pretrained"):
-        model.network.save_pretrained(folder)
+        model.network.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
     else:
         save_file({k: v.contiguous() for k, v in model.network.state_dict().items()}, folder / "model.safetensors")
     write_json(folder / RECORD, record)
@@ -161,7 +161,8 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, dict[str, Any]]:
         if record["cosine_scale"] is not None:
             _replace_head(body, len(record["classes"]), record["cosine_scale"])
         body.load_state_dict(weights)
-        model = Classifier(body, *record["normalisation"]).to(memory_format=torch.channels_last)
+        model = Classifier(body, *record["normalisation"])
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no classifier: {type(error).__name__}: {error}") from error
     return model.eval(), record

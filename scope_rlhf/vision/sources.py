@@ -175,7 +175,7 @@ def load_hub(name: str, config: str | None, image_column: str, label_column: str
             loaded: Any = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, config)
     except (DatasetsError, FileNotFoundError) as error:
         raise ValueError(f"dataset_name={name!r} cannot be read: {error}; set --dataset_name.") from error
-    splits = dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+    splits = {str(k): v for k, v in loaded.items()} if isinstance(loaded, DatasetDict) else {"train": loaded}
     known = {split: PARTS[split.lower()] for split in splits if split.lower() in PARTS}
     if "train" not in known.values():
         raise ValueError(f"dataset_name={name!r} has the splits {_list(list(splits))}, but no train.")

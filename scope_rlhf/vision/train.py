@@ -10,6 +10,7 @@ from torch import Tensor
 from scope_rlhf.losses import categorical_entropy, reduce_loss
 from scope_rlhf.metrics import classification_metrics
 from scope_rlhf.objectives import Objective, PolicyInputs, PolicyLoss
+from scope_rlhf.runtime.checkpoints import check_finite
 from scope_rlhf.vision.config import VisionConfig
 from scope_rlhf.vision.data import make_loader
 from scope_rlhf.vision.long_tail import LongTailMethod
@@ -69,6 +70,7 @@ def train_vision(config: VisionConfig) -> Path:
             if session.update % updates == 0:
                 elapsed, done = time.perf_counter() - started, session.update - first
                 line = {f"train/{name}": value for name, value in session.take_means().items()}
+                check_finite(session.update, {"the training loss": torch.tensor(line["train/loss"])})
                 line |= {
                     "epoch": session.epoch,
                     "learning_rate": config.learning_rate * factor,

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def test_class_balanced_weights_are_those_of_the_effective_number():
     beta = 0.99
     expected = [(1 - beta) / (1 - beta**n) for n in (100, 20, 4)]
     expected = [3 * w / sum(expected) for w in expected]
-    weights = make_method("class_balanced", {"beta": beta}).class_weights(COUNTS, 0.0)
+    weights: Any = make_method("class_balanced", {"beta": beta}).class_weights(COUNTS, 0.0)
     assert weights.tolist() == pytest.approx(expected)
 
 
@@ -36,7 +37,7 @@ def test_balanced_softmax_is_logit_adjustment_at_tau_one():
 
 def test_the_fixed_point_of_balanced_softmax_on_equal_likelihoods_is_flat():
     """Where the data say nothing, the balanced classifier's own logits are equal: the adjustment carries the prior."""
-    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    logits: Any = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     method = make_method("balanced_softmax")
     labels = torch.arange(3).repeat_interleave(COUNTS)
     loss = F.cross_entropy(method.adjust(logits.expand(len(labels), 3), labels, COUNTS), labels)
@@ -60,16 +61,16 @@ def test_ldam_weighs_only_after_its_share_of_the_epochs():
 
 
 def test_balanced_sampling_draws_the_classes_alike():
-    weights = make_method("balanced_sampling").sampling_weights(COUNTS)
+    weights: Any = make_method("balanced_sampling").sampling_weights(COUNTS)
     assert (weights * COUNTS).tolist() == pytest.approx([1, 1, 1])
-    root = make_method("balanced_sampling", {"power": 0.5}).sampling_weights(COUNTS)
+    root: Any = make_method("balanced_sampling", {"power": 0.5}).sampling_weights(COUNTS)
     assert (root * COUNTS).tolist() == pytest.approx([10, 20**0.5, 2])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_remedy_changes_the_gradient_of_another_row(name):
     method = make_method(name)
-    logits = LOGITS.clone().requires_grad_()
+    logits: Any = LOGITS.clone().requires_grad_()
     F.cross_entropy(method.adjust(logits, LABELS, COUNTS), LABELS, reduction="none")[0].backward()
     assert logits.grad[1].abs().max() == 0 < logits.grad[0].abs().max()
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ CLASSES = ["apple", "leaf", "sea"]
 BYTES = torch.randint(0, 256, (2, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def make(network="cnn", **more):
+def make(network="cnn", **more) -> Any:
     torch.manual_seed(0)
     return make_classifier(network, CLASSES, 3, NORMALISATION, **more).eval()
 
@@ -21,7 +23,7 @@ def record(network, scale=None):
 
 
 def test_resnet_101_with_257_classes_has_the_43_million_weights_of_the_paper():
-    model = make_classifier("resnet101", [str(k) for k in range(257)], 3, NORMALISATION)
+    model: Any = make_classifier("resnet101", [str(k) for k in range(257)], 3, NORMALISATION)
     assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(43.0e6, rel=0.01)
     assert model.network.config.id2label[256] == "256"
 
@@ -73,7 +75,7 @@ def test_a_saved_resnet_is_read_by_transformers_and_goes_on_with_other_classes(t
     assert read.config.id2label == {0: "apple", 1: "leaf", 2: "sea"}
     pixels = torch.randn(1, 3, 40, 40)
     torch.testing.assert_close(read(pixels).logits, model.network(pixels).logits, rtol=1e-4, atol=1e-5)
-    other = make_classifier("cnn", list("abcde"), 3, NORMALISATION, model_name_or_path=str(tmp_path / "model"))
+    other: Any = make_classifier("cnn", list("abcde"), 3, NORMALISATION, model_name_or_path=str(tmp_path / "model"))
     assert other(BYTES).shape == (2, 5)
     one, two = (m.network.resnet.embedder.embedder.convolution.weight for m in (other, model))
     torch.testing.assert_close(one, two)

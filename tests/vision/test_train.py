@@ -72,7 +72,8 @@ def test_scope_in_training_is_the_catalogues_focal_of_gamma_one(tmp_path):
     _, scope = trained(tmp_path / "scope", objective="scope")
     _, focal_one = trained(tmp_path / "focal", objective="focal", objective_kwargs={"gamma": 1})
     _, other = trained(tmp_path / "other", objective="scope", objective_kwargs={"alpha": 0.5})
-    assert largest_difference(scope, focal_one) <= 1e-6 < 1e-2 < largest_difference(scope, other)
+    # Adam divides by small second moments, which makes more of rounding than 1e-6.
+    assert largest_difference(scope, focal_one) <= 1e-5 < 1e-2 < largest_difference(scope, other)
 
 
 def test_class_balanced_cross_entropy_is_that_of_torch_with_weights():
@@ -81,6 +82,7 @@ def test_class_balanced_cross_entropy_is_that_of_torch_with_weights():
     method = make_method("class_balanced")
     losses = classification_loss(make_objective("ppo"), method, logits, labels, counts).per_decision
     weights = method.class_weights(counts, 0.0)
+    assert weights is not None
     expected = F.cross_entropy(logits, labels, weights, reduction="none")
     torch.testing.assert_close(losses * weights[labels], expected)
 
@@ -139,7 +141,9 @@ def test_patience_ends_a_run_that_does_not_get_better(tmp_path):
 
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoints(tmp_path):
     config = make_config(tmp_path / "run", optim="sgd", learning_rate=1e30, num_train_epochs=3)
-    with pytest.raises(ValueError, match="has diverged: .* set a lower --learning_rate"):
+    with pytest.raises(
+        ValueError, match="has diverged: the training loss is NaN or infinite .* set a lower --learning_rate"
+    ):
         train_vision(config)
 
 
