@@ -145,7 +145,8 @@ def _results(run: RunFolder) -> list[tuple[str, str]]:
     if evaluation:
         for key, name in METRICS.items():
             if key in evaluation["metrics"]:
-                found.append((name, format_number(evaluation["metrics"][key])))
+                value = evaluation["metrics"][key]
+                found.append((name, str(value) if isinstance(value, int) else format_number(value)))
         interval = evaluation["accuracy_interval"]
         low, high = format_number(interval["low"]), format_number(interval["high"])
         found[0] = (found[0][0], f"{found[0][1]} [{low}, {high}]")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scope_rlhf.metrics import Interval, student_interval
 from scope_rlhf.reports.figures import COLOURS, figure_style, new_figure, save_figure
-from scope_rlhf.reports.markdown import escape_cell, markdown_table
+from scope_rlhf.reports.markdown import escape_cell, inline_code, markdown_table
 from scope_rlhf.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def write_vision_table(
     header, cells = table_cells(results, published)
     said = conclusions(results)
     parts = [f"# {escape_cell(title)}", note]
-    parts.append(markdown_table(header, [[escape_cell(cell) for cell in line] for line in cells], "lr"))
-    parts.append("\n".join(f"- {escape_cell(line)}" for line in said))
+    parts.append(markdown_table(header, [[inline_code(line[0]), *line[1:]] for line in cells], "lr"))
+    parts.append("\n".join(f"- {line}" for line in said))
     parts.append(
         "Mean over seeds with Student's 95 % interval; differences are paired by seed. Precision of a class that is "
         "never predicted counts as 0. Published: one run on Caltech-256 (arXiv 2308.04024), other data and network "

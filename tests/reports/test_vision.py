@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from scope_rlhf.cli import main
+from scope_rlhf.reports.vision import is_vision_run
+from scope_rlhf.reports.vision_table import (
+    SeedResult,
+    compare,
+    conclusions,
+    read_results,
+    significance,
+    table_cells,
+    write_vision_table,
+)
+
+
+def results(shift=0.03, seeds=6):
+    """ppo, a row that is higher by `shift` in every seed, and one that is not."""
+    found = []
+    for seed in range(seeds):
+        base = 0.8 + 0.01 * seed
+        wobble = 0.004 * (-1) ** seed
+        for row, value in (("ppo", base), ("ppo + ldam_drw", base + shift + wobble / 2), ("scope", base + wobble)):
+            metrics = {"macro_precision": value, "precision_std": 0.1, "balanced_accuracy": value}
+            found.append(SeedResult(row, seed, metrics))
+    return found
+
+
+def test_differences_are_paired_by_seed():
+    found = compare(results(), "macro_precision")
+    mean, gap = found["ppo + ldam_drw"]
+    assert gap is not None
+    assert gap.value == pytest.approx(0.03)
+    # Paired: the spread of the seeds themselves, ten times as wide, does not enter.
+    assert gap.high - gap.low < 0.2 * (mean.high - mean.low)
+    assert found["ppo"][1] is None
+
+
+def test_seeds_that_the_first_row_lacks_do_not_enter_a_difference():
+    some = [r for r in results() if not (r.row == "ppo" and r.seed == 5)]
+    gap = compare(some, "macro_precision")["scope"][1]
+    assert gap is not None
+    assert gap.n == 5
+
+
+def test_what_can_be_told_is_said_and_what_cannot_as_well():
+    said = significance(results(), "macro_precision")
+    assert "95 % over 2 comparisons (Bonferroni)" in said
+    assert "ppo + ldam_drw higher; the other 1 cannot be told from it" in said
+    assert "none differs" in significance(results(shift=0.0), "macro_precision")
+    assert "one seed tells no difference" in significance(results(seeds=1), "macro_precision")
+    lower = [SeedResult(r.row, r.seed, {"macro_precision": -r.metrics["macro_precision"]}) for r in results()]
+    assert "ppo + ldam_drw lower" in significance(lower, "macro_precision")
+    assert len(conclusions(results())) == 3
+
+
+def test_a_table_has_the_published_numbers_and_is_made_again_from_its_records(tmp_path):
+    header, cells = table_cells(results(), "table1")
+    assert header[-1].startswith("published table1")
+    assert [line[-1] for line in cells] == ["0.2383 / 0.2471", "-", "0.2814 / 0.2436"]
+    assert table_cells(results(), "table2")[1][2][-1] == "0.5956 / 0.2195"
+    written = write_vision_table(results(), tmp_path, title="Digits", note="a note", name="x")
+    first = written.read_text()
+    assert "| `ppo + ldam_drw` | 6 |" in first
+    again = read_results(tmp_path / "x.jsonl")
+    assert again == results()
+    write_vision_table(again, tmp_path, title="Digits", note="a note", name="x")
+    assert written.read_text() == first
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_a_run_has_its_report_with_classes_confusions_and_curves(tmp_path, capsys):
+    flags = ["--num_train_epochs", "3", "--objective", "scope", "--long_tail", "ldam_drw", "--disable_tqdm", "true"]
+    assert main(["vision", *flags, "--output_dir", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "digits, scope(alpha=1), ldam_drw, seed 1" in printed
+    assert "precision, standard deviation over classes" in printed
+    assert is_vision_run(tmp_path / "run")
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert all(part in text for part in ("## Classes", "## Data", "train images", "(confusion.png)", "(curves.png)"))
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert text.count("\n| ") > len(evaluation["per_class"])
+    for picture in ("curves.png", "confusion.png"):
+        (tmp_path / "run" / picture).unlink()
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "confusion.png").exists()
+    assert (tmp_path / "run" / "report.md").read_text() == text
