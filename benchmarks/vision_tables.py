@@ -19,7 +19,7 @@ from scope_rlhf.experiments.vision_table import cell_argv, expand_rows, run_cell
 from scope_rlhf.metrics import student_interval  # noqa: E402
 from scope_rlhf.reports.markdown import inline_code, markdown_table  # noqa: E402
 from scope_rlhf.reports.vision_table import SeedResult, compare, read_results, write_vision_table  # noqa: E402
-from scope_rlhf.runtime import read_json_lines, source_commit, write_text  # noqa: E402
+from scope_rlhf.runtime import read_json_lines, write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"
 SEEDS = 10
@@ -54,6 +54,16 @@ def collect(name: str, output: Path, jobs: int) -> list[SeedResult]:
     return found
 
 
+def made_by(folder: Path) -> dict[str, str]:
+    """Commits and versions that the runs of a table were made with."""
+    configs = [json.loads(file.read_text()) for file in folder.glob("*/seed-*/config.json")]
+    commits = sorted({str((config.get("source") or {}).get("commit", "?"))[:7] for config in configs})
+    return {
+        "commit": ", ".join(commits),
+        "torch": ", ".join(sorted({config["versions"]["torch"] for config in configs})),
+    }
+
+
 def speed_section(results: list[SeedResult]) -> str:
     """Epochs to each level, and the paired difference to the first row."""
     cells = []
@@ -83,12 +93,9 @@ def main() -> None:
         title, _, _ = TABLES[name]
         records = RESULTS / f"vision_{name}.jsonl"
         results = read_results(records) if args.report else collect(name, args.output_dir / name, args.jobs)
-        commit = (source_commit(ROOT) or {}).get("commit", "?")
         stamp = RESULTS / f"vision_{name}.json"
         if not args.report:
-            import torch
-
-            stamp.write_text(json.dumps({"commit": str(commit)[:7], "torch": torch.__version__}) + "\n")
+            write_text(stamp, json.dumps(made_by(args.output_dir / name)) + "\n")
         made = json.loads(stamp.read_text())
         note = (
             f"`python benchmarks/vision_tables.py {name}`, commit {made['commit']}, torch {made['torch']}, one thread "
@@ -97,7 +104,8 @@ def main() -> None:
             "differs from it by rounding, so that its row shows what chance does."
         )
         written = write_vision_table(results, RESULTS, title=title, note=note, name=f"vision_{name}")
-        write_text(written, written.read_text() + "\n" + speed_section(results) + "\n")
+        if name == "balanced":
+            write_text(written, written.read_text() + "\n" + speed_section(results) + "\n")
         print(written)
 
 

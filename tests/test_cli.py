@@ -6,7 +6,8 @@ import time
 import pytest
 
 from scope_rlhf import __version__
-from scope_rlhf.cli import GRPO_HELP, build_parser, main
+from scope_rlhf.cli import build_parser, main
+from scope_rlhf.cli_help import GRPO_HELP
 
 MINE = """\
 from dataclasses import dataclass

@@ -102,7 +102,43 @@ def test_the_examples_of_the_evaluation_run_as_they_stand_and_log_the_keys_that_
 
 
 def control_section():
-    return README[README.index("## Control") : README.index("## Metrics")]
+    return README[README.index("## Control") : README.index("## Vision")]
+
+
+def vision_section():
+    return README[README.index("## Vision") : README.index("## Metrics")]
+
+
+def test_every_flag_of_vision_in_the_readme_and_in_the_help_is_there_and_the_help_has_all():
+    from scope_rlhf.cli_help import VISION_HELP
+    from scope_rlhf.experiments.vision_table import _OWN
+    from scope_rlhf.vision.config import VisionConfig
+
+    known = {field.name for field in fields(VisionConfig)}
+    named = set(re.findall(r"--(\w+)", vision_section())) - {"config"}
+    assert len(named) > 10
+    assert named <= known | set(_OWN)
+    helped = set(re.findall(r"--(\w+)", VISION_HELP)) - {"flag", "config", "traceback"}
+    assert helped == known | set(_OWN)
+
+
+def test_the_figures_of_vision_in_the_readme_are_those_of_the_records():
+    from scope_rlhf.reports.vision_table import compare, read_results
+
+    tables = [read_results(ROOT / f"benchmarks/results/vision_{name}.jsonl") for name in ("ratio50", "ratio100")]
+    rows = re.findall(r"\n\| `(\w+)`(?: \([^)]*\))?(?: \+ `(\w+)`)? \|([^\n]*)", vision_section())
+    seen = 0
+    for objective, remedy, cells in rows:
+        row = f"{objective} + {remedy}" if remedy else objective
+        numbers = [float(x) for x in re.findall(r"[-+]?\.\d{3}", cells)]
+        expected = []
+        for results in tables:
+            mean, gap = compare(results, "macro_precision")[row]
+            expected += [mean.value, compare(results, "precision_std")[row][0].value]
+            expected += [] if gap is None else [gap.value, gap.low, gap.high]
+        assert numbers == pytest.approx(expected, abs=6e-4), row
+        seen += 1
+    assert seen == 10
 
 
 def test_every_flag_of_control_in_the_readme_is_there():

@@ -27,7 +27,7 @@ LAYERS = {
     "cli": 7,
 }
 # These know no layer and import no layer. The number is the lowest layer that may use them.
-SHARED = {"runtime": 3, "hub": 2}
+SHARED = {"runtime": 3, "hub": 2, "cli_help": 7}
 HUGGING_FACE = {"transformers", "trl", "peft", "accelerate", "datasets", "evaluate"}
 # Layers that import none of Hugging Face, but for what is named here.
 NO_HUGGING_FACE = {

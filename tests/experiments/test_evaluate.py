@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 from peft import get_peft_model
 
-from scope_rlhf.cli import EVALUATE_HELP, main
+from scope_rlhf.cli import main
+from scope_rlhf.cli_help import EVALUATE_HELP
 from scope_rlhf.experiments.evaluate import EvaluateArguments
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 from tests.trainers.makers import LORA, disturb, save_reward_model

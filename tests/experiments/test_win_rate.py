@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from scope_rlhf.cli import WINRATE_HELP, main
+from scope_rlhf.cli import main
+from scope_rlhf.cli_help import WINRATE_HELP
 from scope_rlhf.evaluation.completions import read_system
 from scope_rlhf.experiments.systems import distinct_names, find_reference, shuffle_references, space_completion
 from scope_rlhf.models.reward import RewardScorer
