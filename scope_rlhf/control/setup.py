@@ -1,8 +1,6 @@
 """What a run is made of, checked before an environment starts, and the objects that hold it together."""
 
-import importlib.util
 import os
-import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ from scope_rlhf.control.probe import probe_film, probe_spaces
 from scope_rlhf.control.replay import check_memory
 from scope_rlhf.control.rewards import RewardShaper
 from scope_rlhf.objectives import CriticLossFunction, describe_critic
+from scope_rlhf.runtime.requirements import check_bf16, check_reporters
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def prepare(config: ControlConfig) -> Setup:
         raise ValueError(
             f"batch_size={config.batch_size} does not divide by the {processes} processes; set --batch_size."
         )
-    _check_reporters(config.report_to)
+    check_reporters(config.report_to)
     spec = resolve_environment(
         config.suite,
         config.env,
@@ -84,7 +83,7 @@ def prepare(config: ControlConfig) -> Setup:
     )
     _check_video(config, spec)
     if config.bf16:
-        _check_bf16()
+        check_bf16()
     observation_space, action_space = probe_spaces(spec)
     if config.video is not None:
         probe_film(spec, observation_space)
@@ -147,40 +146,3 @@ def environment_seed(seed: int, step: int, rank: int) -> int:
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _check_bf16() -> None:
-    """ValueError on a GPU without bfloat16; a warning on a CPU that only emulates it."""
-    if torch.cuda.is_available():
-        if not torch.cuda.is_bf16_supported():
-            raise ValueError("bf16 is set, but this GPU has no bfloat16; leave --bf16 out.")
-    elif not torch.accelerator.is_available():
-        has = getattr(torch.cpu, "get_capabilities", dict)()
-        if has.get("architecture") == "x86_64" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
-            warnings.warn(
-                "bf16: this CPU has no bfloat16 instructions and emulates them, about ten times slower.", stacklevel=3
-            )
-
-
-def _check_reporters(names: list[str]) -> None:
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"report_to {name} needs the package {name}. Install it with `pip install {name}`.")
-
-
-def _check_video(config: ControlConfig, spec: EnvironmentSpec) -> None:
-    if config.video is None:
-        return
-    if spec.suite == "procgen":
-        raise ValueError("videos of Procgen are not offered: envpool renders no single environment; leave --video out.")
-    packages = ["PIL"] if config.video == "gif" else ["imageio", "imageio_ffmpeg"]
-    if spec.suite in ("classic", "box2d"):
-        packages.append("pygame")
-    if spec.suite == "atari":
-        packages.append("cv2")
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ImportError(
-            f"video={config.video} of suite {spec.suite} needs {' and '.join(missing)}. Install with "
-            f'`pip install "scope-rlhf[{"atari,video" if spec.suite == "atari" else "video"}]"`.'
-        )

@@ -34,6 +34,7 @@ from scope_rlhf.runtime.checkpoints import (
 from scope_rlhf.runtime.environment import package_versions
 from scope_rlhf.runtime.files import replace_folder, write_json
 from scope_rlhf.runtime.interrupt import Interrupt
+from scope_rlhf.runtime.requirements import check_bf16, check_reporters
 from scope_rlhf.runtime.run_folder import RunFolder
 from scope_rlhf.runtime.threads import keep_freed_memory
 from scope_rlhf.vision.config import VisionConfig
@@ -70,6 +71,9 @@ class Session(AbstractContextManager["Session"]):
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         keep_freed_memory()
+        check_reporters(config.report_to)
+        if config.bf16:
+            check_bf16()
         self.objective = config.make_objective()
         self.method = make_method(config.long_tail, config.long_tail_kwargs)  # type: ignore[arg-type]
         config.output_dir = config.output_dir or new_run_folder(config)
