@@ -1,5 +1,6 @@
 """What a run is made of, checked before an environment starts, and the objects that hold it together."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from datetime import datetime
@@ -146,3 +147,21 @@ def environment_seed(seed: int, step: int, rank: int) -> int:
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_video(config: ControlConfig, spec: EnvironmentSpec) -> None:
+    if config.video is None:
+        return
+    if spec.suite == "procgen":
+        raise ValueError("videos of Procgen are not offered: envpool renders no single environment; leave --video out.")
+    packages = ["PIL"] if config.video == "gif" else ["imageio", "imageio_ffmpeg"]
+    if spec.suite in ("classic", "box2d"):
+        packages.append("pygame")
+    if spec.suite == "atari":
+        packages.append("cv2")
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"video={config.video} of suite {spec.suite} needs {' and '.join(missing)}. Install with "
+            f'`pip install "scope-rlhf[{"atari,video" if spec.suite == "atari" else "video"}]"`.'
+        )
