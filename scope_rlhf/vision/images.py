@@ -66,8 +66,20 @@ def decode(image: Any, size: int, channels: int) -> tuple[np.ndarray, str | None
     return np.asarray(image).reshape(size, size, channels), note
 
 
-def _decode_chunk(job: tuple[ImageSource, range, int]) -> tuple[int, np.ndarray, dict[str, str], Counter[str]]:
-    source, positions, size = job
+_shared: list[Any] = []  # in a worker process: the source and the size, sent once
+
+
+def _share(source: ImageSource, size: int) -> None:
+    _shared[:] = source, size
+
+
+def _decode_shared(positions: range) -> tuple[int, np.ndarray, dict[str, str], Counter[str]]:
+    return _decode_chunk(*_shared, positions)
+
+
+def _decode_chunk(
+    source: ImageSource, size: int, positions: range
+) -> tuple[int, np.ndarray, dict[str, str], Counter[str]]:
     pixels = np.zeros((len(positions), size, size, source.channels), dtype=np.uint8)
     corrupt: dict[str, str] = {}
     converted: Counter[str] = Counter()

@@ -231,7 +231,13 @@ class Session(AbstractContextManager["Session"]):
             best |= {"value": value, "epoch": self.epoch}
             if self.rank == 0:
                 self._save_model()
-        return bool(config.early_stopping_patience) and best["since"] >= config.early_stopping_patience
+        return self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether early_stopping_patience epochs have passed without a better one."""
+        patience = self.config.early_stopping_patience
+        return bool(patience) and self.best["since"] >= patience
 
     def _save_model(self) -> None:
         """The classifier, whole or the former one."""

@@ -29,14 +29,15 @@ def train_vision(config: VisionConfig) -> Path:
         session.start()
         model, optimizer = session.accelerator.prepare(session.classifier, session.optimizer)
         updates = len(session.order)
+        last = session.update if session.out_of_patience else session.total_updates
         batches = make_loader(
-            session.data, config, session.order, session.update, session.total_updates,
+            session.data, config, session.order, session.update, last,
             pin_memory=session.accelerator.device.type == "cuda",
         )  # fmt: skip
         model.train()
         started, first = time.perf_counter(), session.update
         waiting = 0.0
-        for update in range(session.update, session.total_updates):
+        for update in range(session.update, last):
             before = time.perf_counter()
             images, labels = next(batches)
             waiting += time.perf_counter() - before
