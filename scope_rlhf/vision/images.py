@@ -74,7 +74,8 @@ def _share(source: ImageSource, size: int) -> None:
 
 
 def _decode_shared(positions: range) -> tuple[int, np.ndarray, dict[str, str], Counter[str]]:
-    return _decode_chunk(*_shared, positions)
+    source, size = _shared
+    return _decode_chunk(source, size, positions)
 
 
 def _decode_chunk(
@@ -96,17 +97,18 @@ def _decode_chunk(
 
 
 def _decode_all(source: ImageSource, size: int, workers: int, show: bool) -> Iterator[Any]:
-    jobs = [(source, range(i, min(i + _CHUNK, len(source.names))), size) for i in range(0, len(source.names), _CHUNK)]
-    bar = tqdm(total=len(source.names), desc=f"reading {source.name}", unit="image", disable=not show)
+    total = len(source.names)
+    jobs = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
+    bar = tqdm(total=total, desc=f"reading {source.name}", unit="image", disable=not show)
     with bar:
         if workers > 1 and len(jobs) > 1:
-            with ProcessPoolExecutor(workers) as pool:
-                for result in pool.map(_decode_chunk, jobs):
+            with ProcessPoolExecutor(workers, initializer=_share, initargs=(source, size)) as pool:
+                for result in pool.map(_decode_shared, jobs):
                     bar.update(len(result[1]))
                     yield result
         else:
             for job in jobs:
-                result = _decode_chunk(job)
+                result = _decode_chunk(source, size, job)
                 bar.update(len(result[1]))
                 yield result
 

@@ -103,6 +103,13 @@ def test_the_cache_is_made_once_and_has_the_pixels_of_a_decoder(damaged, tmp_pat
     assert other[[0, 1]].shape == (2, 16, 16, 3)
 
 
+def test_workers_decode_what_one_process_does(tmp_path):
+    source = load_source(str(write_folder(tmp_path / "data", 60)))  # several chunks
+    one, _ = load_images(source, 8, tmp_path / "one", show=False)
+    two, _ = load_images(source, 8, tmp_path / "two", workers=2, show=False)
+    assert np.array_equal(one[np.arange(180)], two[np.arange(180)])
+
+
 def test_a_cache_that_was_killed_half_way_is_made_anew(damaged, tmp_path, monkeypatch):
     source = load_source(str(damaged))
 
