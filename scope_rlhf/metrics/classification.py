@@ -50,7 +50,8 @@ def classification_metrics(
     accuracy; macro_precision and precision_std (over classes, the table of arXiv 2308.04024; population standard
     deviation); macro_recall = balanced_accuracy and recall_std; macro_f1; never_predicted classes; loss = mean -log p
     of the label; calibration_error; accuracy_many, _medium, _few: mean recall of the classes with more than 100, 20 to
-    100 and fewer than 20 training images, where there are any.
+    100 and fewer than 20 training images, where there are any. log_probs of NaN make loss and calibration_error NaN,
+    and their image is counted as class 0.
     """
     counts = np.asarray(train_counts)
     true = _classes("labels", labels, len(counts))
@@ -70,8 +71,10 @@ def classification_metrics(
         "macro_f1": float(scores.f1[present].mean()),
         "never_predicted": int((scores.predicted[present] == 0).sum()),
         "loss": float(-log_probs[np.arange(len(true)), true].mean()),
-        "calibration_error": expected_calibration_error(np.exp(log_probs.max(axis=1)), predictions == true),
+        "calibration_error": float("nan"),
     }
+    if np.isfinite(log_probs.max(axis=1)).all():
+        found["calibration_error"] = expected_calibration_error(np.exp(log_probs.max(axis=1)), predictions == true)
     groups = {"many": counts > MANY, "medium": (counts >= FEW) & (counts <= MANY), "few": counts < FEW}
     for name, members in groups.items():
         if (members & present).any():

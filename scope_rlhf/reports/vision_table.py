@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scope_rlhf.metrics import Interval, student_interval
 from scope_rlhf.reports.figures import COLOURS, figure_style, new_figure, save_figure
 from scope_rlhf.reports.markdown import escape_cell, inline_code, markdown_table
-from scope_rlhf.runtime.files import write_text
+from scope_rlhf.runtime.files import json_line, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,16 +57,17 @@ def compare(
     """{row: (its interval over seeds, the interval of its paired difference to the first row)}, in order.
 
     Student's intervals; the difference is of runs of one seed, which have the same data, split and first weights.
-    None for the first row, and where fewer than two seeds are common.
+    None for the first row, and where fewer than two seeds are common. A seed whose metric is not a finite number is
+    left out of it.
     """
     by_row: dict[str, dict[int, float]] = {}
     for result in results:
-        if metric in result.metrics:
+        value = result.metrics.get(metric)
+        if isinstance(value, int | float) and math.isfinite(value):
             by_row.setdefault(result.row, {})[result.seed] = float(result.metrics[metric])
     found: dict[str, tuple[Interval, Interval | None]] = {}
-    first: dict[int, float] | None = None
+    first = by_row.get(results[0].row, {}) if results else {}
     for row, values in by_row.items():
-        first = values if first is None else first
         gap = None
         common = [values[seed] - first[seed] for seed in values if seed in first]
         if values is not first and len(common) > 1:
@@ -166,7 +167,7 @@ def write_vision_table(
         parts.append(f"![differences]({name}.png)")
     except ImportError:
         pass
-    lines = [json.dumps({"row": r.row, "seed": r.seed, "metrics": dict(r.metrics)}) + "\n" for r in results]
+    lines = [json_line({"row": r.row, "seed": r.seed, "metrics": dict(r.metrics)}) for r in results]
     write_text(folder / f"{name}.jsonl", "".join(lines))
     write_text(folder / f"{name}.md", "\n\n".join(part for part in parts if part) + "\n")
     return folder / f"{name}.md"

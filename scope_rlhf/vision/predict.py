@@ -1,6 +1,7 @@
 """What a classifier says of images."""
 
 import contextlib
+import warnings
 
 import numpy as np
 import torch
@@ -31,4 +32,11 @@ def predict_log_probs(
     with context:
         for images, _ in evaluation_batches(data, positions, image_size, batch_size):
             rows.append(torch.log_softmax(classifier(images.to(device)), dim=-1))
-    return torch.cat(rows)
+    log_probs = torch.cat(rows)
+    if broken := int((~log_probs.isfinite()).any(dim=1).sum()):
+        warnings.warn(
+            f"{broken} of {len(positions)} images have logits that are NaN or infinite in evaluation; after few "
+            "updates the running statistics of batch normalisation are not yet those of the data.",
+            stacklevel=2,
+        )
+    return log_probs

@@ -60,6 +60,15 @@ def test_calibration_error_is_the_gap_of_each_bin_by_its_share():
     assert expected_calibration_error([1.0, 1.0], [True, True]) == 0.0
 
 
+def test_log_probs_of_nan_make_loss_and_calibration_nan_and_nothing_else():
+    log_probs = log_probs_of(np.array([0, 1, 2]))
+    log_probs[2] = np.nan
+    found = classification_metrics([0, 1, 2], log_probs, [10, 10, 10])
+    assert np.isnan(found["loss"])
+    assert np.isnan(found["calibration_error"])
+    assert found["accuracy"] == pytest.approx(2 / 3)
+
+
 def test_rows_of_the_confusion_matrix_are_the_true_classes():
     assert confusion_matrix(LABELS, PREDICTIONS, 3).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
 

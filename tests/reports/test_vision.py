@@ -44,6 +44,13 @@ def test_seeds_that_the_first_row_lacks_do_not_enter_a_difference():
     assert gap.n == 5
 
 
+@pytest.mark.parametrize("broken", [None, float("nan")])
+def test_a_seed_without_a_finite_number_does_not_end_the_table(tmp_path, broken):
+    some = [r if r.seed else SeedResult(r.row, 0, {**r.metrics, "macro_precision": broken}) for r in results()]
+    assert compare(some, "macro_precision")["ppo"][0].n == 5
+    write_vision_table(some, tmp_path, title="x", note="", name="x")
+
+
 def test_what_can_be_told_is_said_and_what_cannot_as_well():
     said = significance(results(), "macro_precision")
     assert "95 % over 2 comparisons (Bonferroni)" in said
