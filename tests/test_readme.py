@@ -137,6 +137,9 @@ def test_the_figures_of_vision_in_the_readme_are_those_of_the_records():
             expected += [mean.value, compare(results, "precision_std")[row][0].value]
             expected += [] if gap is None else [gap.value, gap.low, gap.high]
         assert numbers == pytest.approx(expected, abs=6e-4), row
+        gaps = [compare(results, "macro_precision", 1 - 0.05 / 17)[row][1] for results in tables]
+        bold = [cell.strip().startswith("**") for cell in cells.split("|")[1:4:2]]
+        assert bold == [gap is not None and (gap.low > 0 or gap.high < 0) for gap in gaps], row
         seen += 1
     assert seen == 10
 
