@@ -29,7 +29,7 @@ TABLES = {
     "balanced": ("Digits, balanced", ["catalogue", "alphas"], ["--imbalance_ratio", "1"]),
 }
 # Validation accuracies whose first epoch is told.
-LEVELS = (0.90, 0.95)
+LEVELS = (0.95, 0.98)
 
 
 def epochs_to(folder: Path, level: float) -> float | None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scope_rlhf.experiments.command_line import read_config, spell, take_config
+from scope_rlhf.experiments.command_line import is_given, read_config, spell, take_config
 from scope_rlhf.experiments.vision_arguments import settings_of
 from scope_rlhf.runtime.settings import json_object
 from scope_rlhf.vision.config import VisionConfig
@@ -27,6 +27,17 @@ ROW_SETS["all"] = ["ppo"] + [row for name in ("catalogue", "remedies", "combined
 ROW_SETS["all"] = list(dict.fromkeys(ROW_SETS["all"]))
 # Of the table itself; a file may hold them too.
 _OWN = ("rows", "seeds", "first_seed", "jobs", "published")
+# What a row says, or the table itself, and where it is set in place of the flag of one run.
+_OF_ROWS = {
+    **dict.fromkeys(
+        ("objective", "objective_kwargs", "long_tail", "long_tail_kwargs"), "the rows of a table; set --rows"
+    ),
+    "seed": "one run; set --first_seed and --seeds",
+    **dict.fromkeys(
+        ("resume", "resume_from_checkpoint", "split_file"),
+        "one run; a table goes on by itself where its --output_dir has runs",
+    ),
+}
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> int:
@@ -42,17 +53,18 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     own, rest = _own_settings(argv, config, prog)
     if own.published not in PUBLISHED:
         raise ValueError(f"published must be {' or '.join(PUBLISHED)}, got {own.published!r}; set --published.")
+    for name, instead in _OF_ROWS.items():
+        if is_given(rest, config, name) or f"--{name}" in rest:
+            raise ValueError(f"{name} is for {instead}.")
     rows = expand_rows(own.rows)
     settings = {row: make_settings(row, rest, config, config_file, prog) for row in rows}
     first = next(iter(settings.values()))
-    for name in ("resume", "resume_from_checkpoint", "split_file"):
-        if getattr(first, name):
-            raise ValueError(f"{name} is for one run; the table goes on by itself where its --output_dir has runs.")
     data = Path(first.dataset_name).name
     output = Path(first.output_dir or f"runs/vision/{data}-table/{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     seeds = range(own.first_seed, own.first_seed + own.seeds)
     cells = [(row, seed, cell_argv(row, rest, output, seed), config_file) for seed in seeds for row in rows]
     console = Console()
+    keep_settings(output, first)
     console.print(
         f"{len(rows)} rows x {len(seeds)} seeds, {own.jobs} at a time, into {output}", highlight=False, soft_wrap=True
     )
@@ -67,8 +79,34 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     return 0
 
 
+def keep_settings(output: Path, settings: VisionConfig) -> None:
+    """Note what all rows have in common in settings.json. ValueError where the folder is of a table with other ones:
+    its splits and its finished rows are not those of this table.
+    """
+    from dataclasses import asdict
+
+    from scope_rlhf.runtime.files import write_json
+    from scope_rlhf.vision.session import FREE_SETTINGS
+
+    mine = {k: v for k, v in asdict(settings).items() if k not in FREE_SETTINGS and k not in _OF_ROWS}
+    mine = json.loads(json.dumps(mine))
+    file = output / "settings.json"
+    if file.exists():
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        changed = [f"{k} {theirs.get(k)!r} -> {mine[k]!r}" for k in mine if theirs.get(k) != mine[k]]
+        if changed:
+            raise ValueError(f"{output} is of another table ({', '.join(changed)}); set another --output_dir.")
+    else:
+        try:
+            write_json(file, mine)
+        except OSError as error:
+            raise ValueError(f"output_dir {output} cannot be written: {error}; set --output_dir.") from error
+
+
 def expand_rows(rows: Sequence[str]) -> list[str]:
-    """Rows with the sets in their place, each once. ValueError for an empty list."""
+    """Rows with the sets in their place, each once. ValueError for an empty list, or a row that is no text."""
+    if not all(isinstance(row, str) for row in rows):
+        raise ValueError(f"rows must be texts such as ppo or 'scope {{\"alpha\": 0.3}}', got {rows!r}; set --rows.")
     found = [row for name in rows for row in ROW_SETS.get(name, [" ".join(name.split())])]
     if not found:
         raise ValueError(f"rows is empty; set --rows to {', '.join(ROW_SETS)} or single rows.")
@@ -148,7 +186,6 @@ def run_cell(argv: list[str], config: dict[str, Any], config_file: str | None, t
     folder = Path(str(settings.output_dir))
     done = RunFolder(folder).read_evaluation() if (folder / "finished.json").exists() else None
     if done is not None:
-        check_same_run(folder, settings)
         return done["metrics"]
     settings.resume = bool(checkpoint_folders(folder))
     if not settings.resume:
@@ -156,18 +193,6 @@ def run_cell(argv: list[str], config: dict[str, Any], config_file: str | None, t
     if settings.num_threads is None and threads is not None:
         settings.num_threads = threads
     return run_vision(settings)["metrics"]
-
-
-def check_same_run(folder: Path, settings: VisionConfig) -> None:
-    """ValueError where the finished run in the folder had other settings: its number is not that of this table."""
-    from dataclasses import asdict
-
-    from scope_rlhf.runtime.checkpoints import changed_settings
-    from scope_rlhf.vision.session import FREE_SETTINGS
-
-    changed = changed_settings(folder / "checkpoint", asdict(settings), FREE_SETTINGS)
-    if changed:
-        raise ValueError(f"{folder} is of another table ({changed}); set another --output_dir.")
 
 
 def table_title(config: VisionConfig) -> str:

@@ -89,7 +89,7 @@ def load_data(config: VisionConfig, *, show: bool = True) -> ImageData:
     }
     file = None if config.split_file is None else Path(config.split_file).expanduser()
     if file is not None and file.exists():
-        return ImageData(source, images, read_split(file, source, usable), report)
+        return ImageData(source, images, read_split(file, source, usable, settings), report)
     split = make_split(source, usable, **settings)
     if file is not None:
         write_split(file, source, split, settings)

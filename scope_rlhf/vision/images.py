@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from scope_rlhf.runtime.files import write_json
@@ -155,6 +156,12 @@ def load_images(
     Raises OSError where the disk has too little room, before anything is written.
     """
     if source.name == "digits":
+        needed, free = len(source.names) * size * size, psutil.virtual_memory().available
+        if needed > free / 2:
+            raise ValueError(
+                f"{len(source.names)} images of {size} x {size} need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB "
+                "are left; set a smaller --image_size."
+            )
         (_, *found) = zip(*_decode_all(source, size, 0, False), strict=True)
         pixels, corrupt, converted = found
         return np.concatenate(pixels), _report(corrupt, converted)

@@ -8,6 +8,7 @@ training part alone; validation and test keep what the source has.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +117,8 @@ def write_split(file: Path, source: ImageSource, split: Split, settings: Mapping
     write_json(file, record)
 
 
-def read_split(file: Path, source: ImageSource, usable: np.ndarray) -> Split:
-    """The split that write_split kept.
+def read_split(file: Path, source: ImageSource, usable: np.ndarray, settings: Mapping[str, Any] | None = None) -> Split:
+    """The split that write_split kept. settings: those of this run; other ones in the file are told in a warning.
 
     Raises:
         ValueError: no such split, other classes, or images that the source does not have (or that were skipped).
@@ -130,6 +131,10 @@ def read_split(file: Path, source: ImageSource, usable: np.ndarray) -> Split:
         raise ValueError(
             f"split_file {file} is no split: {type(error).__name__}: {error}; set --split_file."
         ) from error
+    saved = record.get("settings") or {}
+    changed = [f"{k} {saved[k]!r}, not {v!r}" for k, v in (settings or {}).items() if k in saved and saved[k] != v]
+    if changed:
+        warnings.warn(f"split_file {file} holds as it was made: {', '.join(changed)}.", stacklevel=2)
     if classes != source.classes:
         raise ValueError(
             f"split_file {file} is of {len(classes)} classes ({', '.join(classes[:3])} ...), {source.name} has "

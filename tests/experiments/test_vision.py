@@ -60,6 +60,22 @@ def test_a_table_goes_on_with_what_it_has_and_has_one_split_a_seed(tmp_path, cap
     assert "is of another table (learning_rate 0.003 -> 0.1); set another --output_dir" in error
 
 
+def test_another_table_in_the_same_folder_is_refused_whatever_its_rows(tmp_path, capsys):
+    """Rows of another ratio were trained on the first table's splits, without a word."""
+    flags = ["table", "--seeds", "1", "--jobs", "1", *SHORT, "--output_dir", str(tmp_path / "t")]
+    assert main(["vision", *flags, "--rows", "ppo"]) == 0
+    status, error = said(capsys, *flags, "--rows", "scope", "--imbalance_ratio", "5")
+    assert status == 2
+    assert "is of another table (imbalance_ratio 50.0 -> 5.0); set another --output_dir" in error
+
+
+def test_rows_of_a_file_that_are_no_texts_are_refused(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("rows: [ppo, 3]\n")
+    status, error = said(capsys, "table", "--config", str(tmp_path / "x.yaml"))
+    assert status == 2
+    assert "rows must be texts" in error
+
+
 def test_two_runs_at_a_time_give_what_one_gives(tmp_path, capsys):
     lines = []
     for jobs in ("1", "2"):
@@ -83,6 +99,10 @@ def test_two_runs_at_a_time_give_what_one_gives(tmp_path, capsys):
         (["table", "--seeds", "x"], "argument --seeds: invalid int value"),
         (["table", "--published", "table3"], "published must be table1 or table2"),
         (["table", "--resume", "--output_dir", "x"], "resume is for one run"),
+        (["table", "--objective", "scope"], "objective is for the rows of a table; set --rows"),
+        (["table", "--long_tail=ldam_drw"], "long_tail is for the rows of a table; set --rows"),
+        (["table", "--seed", "3"], "seed is for one run; set --first_seed and --seeds"),
+        (["--image_size", "20000"], "need 718.8 GB of memory"),
         (["table", "--colour", "1"], "--colour"),
     ],
 )

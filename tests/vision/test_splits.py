@@ -97,6 +97,13 @@ def test_a_split_file_gives_the_split_back_also_where_images_were_added(tmp_path
         assert [larger.names[i] for i in again.part(name)] == [source.names[i] for i in split.part(name)]
 
 
+def test_a_split_file_that_was_made_with_other_settings_says_so(tmp_path):
+    source = load_source(str(write_folder(tmp_path / "data", 6)))
+    write_split(tmp_path / "split.json", source, split_of(source), {"seed": 1, "imbalance_ratio": 50.0})
+    with pytest.warns(UserWarning, match="holds as it was made: imbalance_ratio 50.0, not 5.0"):
+        read_split(tmp_path / "split.json", source, np.arange(18), {"seed": 1, "imbalance_ratio": 5.0})
+
+
 def test_a_split_file_of_something_else_is_refused(tmp_path, digits):
     source = load_source(str(write_folder(tmp_path / "data", 6)))
     file, usable = tmp_path / "split.json", np.arange(18)
