@@ -184,6 +184,10 @@ def _data_section(config: Mapping[str, Any]) -> str:
         if found:
             listed = ", ".join(f"{v} {k}" for k, v in found.items()) if name == "converted" else ", ".join(found)
             rows.append((what, f"{len(found)}: {listed}" if name == "corrupt" else listed))
+    ignored = data.get("ignored") or []
+    if ignored:
+        more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
+        rows.append(("left out, no image files", f"{len(ignored)}: {', '.join(ignored[:10])}{more}"))
     return markdown_table(("", ""), [(escape_cell(name), escape_cell(value)) for name, value in rows])
 
 

@@ -200,6 +200,7 @@ def plot_differences(results: Sequence[SeedResult], path: Path, title: str) -> P
                 axes.plot([gap.value], [place], "o", color=COLOURS[0 if told else 5], markersize=4)
             axes.set_yticks(range(len(rows)), rows if index == 0 else [""] * len(rows))
             axes.invert_yaxis()
+            axes.locator_params(axis="x", nbins=6)
             axes.set_title(COLUMNS[metric])
         figure.supxlabel("mean and 95 % interval; dark where a single interval leaves 0 out", fontsize=8)
         return save_figure(figure, path)

@@ -127,6 +127,13 @@ class VisionConfig(CheckedSettings):
         return make_trainer_objective(self.objective, {**defaults, **(self.objective_kwargs or {})})  # type: ignore
 
     @property
+    def split_settings(self) -> dict[str, Any]:
+        """What a split is made from, as make_split takes it."""
+        names = ("validation_fraction", "test_fraction", "imbalance_ratio", "imbalance_type")
+        seed = self.seed if self.split_seed is None else self.split_seed
+        return {"seed": seed, **{name: getattr(self, name) for name in names}}
+
+    @property
     def crops(self) -> bool:
         """Whether training sees random crops."""
         return self.augmentation != "none"

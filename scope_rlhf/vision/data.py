@@ -22,12 +22,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images of a run. `counts` are training images of each class [K]; labels [N] are of the whole source."""
+    """Images of a run. `counts` are training images of each class [K]; labels [N] are of the whole source.
+    split_settings: those that the split was made with.
+    """
 
     source: ImageSource
     images: Images
     split: Split
     report: DecodeReport
+    split_settings: dict[str, Any]
 
     @property
     def classes(self) -> list[str]:
@@ -55,7 +58,7 @@ class ImageData:
             "counts": {name: counts_of(self.source, self.split.part(name)).tolist() for name in PARTS},
             "corrupt": self.report.corrupt,
             "converted": self.report.converted,
-            "ignored_entries": len(self.source.ignored),
+            "ignored": self.source.ignored,
         }
 
 
@@ -80,20 +83,18 @@ def load_data(config: VisionConfig, *, show: bool = True) -> ImageData:
             "mend or remove them, or set --corrupt_images skip."
         )
     usable = np.array([i for i, name in enumerate(source.names) if name not in report.corrupt], dtype=np.int64)
-    settings = {
-        "seed": config.seed if config.split_seed is None else config.split_seed,
-        "validation_fraction": config.validation_fraction,
-        "test_fraction": config.test_fraction,
-        "imbalance_ratio": config.imbalance_ratio,
-        "imbalance_type": config.imbalance_type,
-    }
+    settings = config.split_settings
     file = None if config.split_file is None else Path(config.split_file).expanduser()
     if file is not None and file.exists():
-        return ImageData(source, images, read_split(file, source, usable, settings), report)
+        split, settings = read_split(file, source, usable, settings)
+        return ImageData(source, images, split, report, settings)
     split = make_split(source, usable, **settings)
     if file is not None:
-        write_split(file, source, split, settings)
-    return ImageData(source, images, split, report)
+        try:
+            write_split(file, source, split, settings)
+        except OSError as error:
+            raise ValueError(f"split_file {file} cannot be written: {error}; set --split_file.") from error
+    return ImageData(source, images, split, report, settings)
 
 
 class TrainingImages(Dataset[Any]):

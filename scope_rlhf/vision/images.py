@@ -159,8 +159,8 @@ def load_images(
         needed, free = len(source.names) * size * size, psutil.virtual_memory().available
         if needed > free / 2:
             raise ValueError(
-                f"{len(source.names)} images of {size} x {size} need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB "
-                "are left; set a smaller --image_size."
+                f"{len(source.names)} images of {size} x {size} need {needed / 1e9:.1f} GB of memory, "
+                f"{free / 1e9:.1f} GB are left; set a smaller --image_size."
             )
         (_, *found) = zip(*_decode_all(source, size, 0, False), strict=True)
         pixels, corrupt, converted = found

@@ -175,8 +175,7 @@ class Session(AbstractContextManager["Session"]):
             vision_versions={k: v for k, v in package_versions(("pillow", "scikit-learn")).items() if v},
             **({"dropped_lines": dropped} if dropped else {}),
         )
-        split = {"seed": self.config.split_seed if self.config.split_seed is not None else self.config.seed}
-        write_split(folder.path / "split.json", self.data.source, self.data.split, split)
+        write_split(folder.path / "split.json", self.data.source, self.data.split, self.data.split_settings)
 
     def _meta(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""

@@ -9,6 +9,7 @@ training part alone; validation and test keep what the source has.
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,21 +118,24 @@ def write_split(file: Path, source: ImageSource, split: Split, settings: Mapping
     write_json(file, record)
 
 
-def read_split(file: Path, source: ImageSource, usable: np.ndarray, settings: Mapping[str, Any] | None = None) -> Split:
-    """The split that write_split kept. settings: those of this run; other ones in the file are told in a warning.
+def read_split(
+    file: Path, source: ImageSource, usable: np.ndarray, settings: Mapping[str, Any] | None = None
+) -> tuple[Split, dict[str, Any]]:
+    """The split that write_split kept, and the settings it was made with. settings: those of this run; where the file's
+    are others, a warning says so and the file holds.
 
     Raises:
-        ValueError: no such split, other classes, or images that the source does not have (or that were skipped).
+        ValueError: no such split, other classes, images that the source does not have (or that were skipped), an image
+            that is there twice, in one part or in two.
     """
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        names = {name: list(record[name]) for name in PARTS}
-        classes = record["classes"]
+        names = {name: _texts(record[name]) for name in PARTS}
+        classes, saved = _texts(record["classes"]), dict(record.get("settings") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"split_file {file} is no split: {type(error).__name__}: {error}; set --split_file."
         ) from error
-    saved = record.get("settings") or {}
     changed = [f"{k} {saved[k]!r}, not {v!r}" for k, v in (settings or {}).items() if k in saved and saved[k] != v]
     if changed:
         warnings.warn(f"split_file {file} holds as it was made: {', '.join(changed)}.", stacklevel=2)
@@ -147,10 +151,22 @@ def read_split(file: Path, source: ImageSource, usable: np.ndarray, settings: Ma
             f"split_file {file}: {len(unknown)} of its images are not in {source.name} or cannot be read, the first "
             f"{unknown[0]}; set another --split_file."
         )
+    counted = Counter(image for name in PARTS for image in names[name])
+    if twice := [image for image, count in counted.items() if count > 1]:
+        raise ValueError(
+            f"split_file {file}: {len(twice)} images are there more than once, the first {twice[0]}: what is trained "
+            "on may not be measured; set another --split_file."
+        )
     parts = {name: np.sort(np.array([position[image] for image in names[name]], dtype=np.int64)) for name in PARTS}
     empty = [name for name, found in parts.items() if not len(found)]
     lacking = counts_of(source, parts["train"]) == 0
     if empty or lacking.any():
         what = f"part {empty[0]}" if empty else f"training image of class {source.classes[int(lacking.argmax())]!r}"
         raise ValueError(f"split_file {file} has no {what}; set another --split_file.")
-    return Split(**parts)
+    return Split(**parts), saved
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("expected lists of names")
+    return value

@@ -92,7 +92,8 @@ def test_a_split_file_gives_the_split_back_also_where_images_were_added(tmp_path
     assert record["counts"]["train"] == [4, 4, 4]
     (tmp_path / "data" / "apple" / "aaa.png").write_bytes((tmp_path / "data/apple/apple_0000.png").read_bytes())
     larger = load_source(str(tmp_path / "data"))
-    again = read_split(tmp_path / "split.json", larger, np.arange(19))
+    again, settings = read_split(tmp_path / "split.json", larger, np.arange(19))
+    assert settings == {"seed": 1}
     for name in PARTS:
         assert [larger.names[i] for i in again.part(name)] == [source.names[i] for i in split.part(name)]
 
@@ -113,6 +114,15 @@ def test_a_split_file_of_something_else_is_refused(tmp_path, digits):
     write_split(file, source, split_of(source), {})
     with pytest.raises(ValueError, match="of its images are not in data or cannot be read, the first"):
         read_split(file, source, usable[1:])
-    file.write_text("{}")
-    with pytest.raises(ValueError, match="is no split: KeyError"):
-        read_split(file, source, usable)
+    good = json.loads(file.read_text())
+    for text, message in [
+        ("{}", "is no split: KeyError"),
+        ("[1]", "is no split: TypeError"),
+        (json.dumps({**good, "train": [["a"]]}), "is no split: TypeError: expected lists of names"),
+        (json.dumps({**good, "classes": 3}), "is no split: TypeError"),
+        (json.dumps({**good, "test": good["train"]}), "12 images are there more than once, the first"),
+        (json.dumps({**good, "test": []}), "has no part test"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_split(file, source, usable)
