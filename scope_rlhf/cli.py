@@ -175,6 +175,8 @@ def _environment(_: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
     from scope_rlhf.reports.control import is_control_run, plot_control_curves, write_control_report
     from scope_rlhf.reports.curves import plot_curves
     from scope_rlhf.reports.run_report import write_report
@@ -182,7 +184,9 @@ def _report(arguments: argparse.Namespace) -> None:
 
     for run in arguments.runs:
         if is_vision_run(run):
-            print(plot_vision_curves(run), plot_confusion(run), write_vision_report(run), sep="\n")
+            measured = (Path(run) / "evaluation.json").exists()
+            print(plot_vision_curves(run), *([plot_confusion(run)] if measured else []), sep="\n")
+            print(write_vision_report(run))
             continue
         control = is_control_run(run)
         # The report links the picture, so the picture comes first.

@@ -58,6 +58,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         self.setup = prepare(config)
         config.output_dir = config.output_dir or new_run_folder(self.setup.spec.name, algorithm)
         self.folder = RunFolder(config.output_dir)
+        self.folder.check_free()
         self.checkpoint = find_checkpoint(self.folder.path, config.resume, config.resume_from_checkpoint)
         self.meta = self.setup.meta(algorithm, objective)
         if self.checkpoint is not None:

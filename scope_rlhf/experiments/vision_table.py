@@ -116,7 +116,8 @@ def expand_rows(rows: Sequence[str]) -> list[str]:
 def row_flags(row: str) -> list[str]:
     """The flags of a row: `objective [JSON] [+ remedy [JSON]]`. ValueError for anything else."""
     parts = row.split(" + ")
-    if len(parts) > 2 or not parts[0].strip():
+    glued = any("+" in part.partition("{")[0] for part in parts if ":" not in part.partition("{")[0])
+    if len(parts) > 2 or glued or not all(part.strip() for part in parts):
         raise ValueError(f"row {row!r} must be `objective [JSON] [+ remedy [JSON]]`; set --rows.")
     flags = []
     for part, name in zip(parts, ("objective", "long_tail"), strict=False):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Run = str | os.PathLike[str]
 PANELS = (
-    Panel("Validation", "share", {"validation/balanced_accuracy": "balanced accuracy", "validation/accuracy": "all"}),
+    Panel(
+        "Validation", "share", {"validation/balanced_accuracy": "balanced accuracy", "validation/accuracy": "accuracy"}
+    ),
     Panel("Precision over classes", "mean", {"validation/macro_precision": ""}),
     Panel("Spread of precision", "standard deviation over classes", {"validation/precision_std": ""}),
     Panel("-log p of the label", "nats, validation", {"validation/loss": ""}),

@@ -112,7 +112,9 @@ def find_checkpoint(output_dir: Path, resume: bool, resume_from_checkpoint: str 
     if resume_from_checkpoint is not None:
         folder = Path(resume_from_checkpoint)
         if not (folder / META).is_file():
-            raise ValueError(f"resume_from_checkpoint {folder} is no whole checkpoint: it has no {META}.")
+            inner = checkpoint_folders(folder) if folder.is_dir() else []
+            hint = f" It is a run folder; set --resume_from_checkpoint {inner[-1]}." if inner else ""
+            raise ValueError(f"resume_from_checkpoint {folder} is no whole checkpoint: it has no {META}.{hint}")
         return folder
     if resume:
         for draft in output_dir.glob(".checkpoint-*.tmp"):

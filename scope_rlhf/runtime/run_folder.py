@@ -110,6 +110,18 @@ class RunFolder:
         if is_main_process():
             write_json_lines(self.samples_file, samples)
 
+    def check_free(self) -> None:
+        """ValueError where another process runs in the folder: asked before its files are looked at."""
+        if not (self.path / ".lock").exists():
+            return
+        try:
+            with (self.path / ".lock").open("r+") as file:
+                _lock(file)
+        except OSError as error:
+            raise ValueError(
+                f"output_dir {self.path} is in use by another run; give another --output_dir or wait for its end."
+            ) from error
+
     # Reading
 
     def read_config(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_data(config: VisionConfig, *, show: bool = True) -> ImageData:
     """
     source = load_source(config.dataset_name, config.dataset_config, config.image_column, config.label_column)
     size, workers = config.stored_size, config.dataloader_num_workers
-    if config.cache_images or source.name == "digits":
+    if config.cache_images or source.in_memory:
         images, report = load_images(source, size, config.cache_dir, workers=workers, show=show)
     else:
         images, report = DecodedEachTime(source, size), check_images(source, size, workers=workers, show=show)
@@ -118,8 +118,8 @@ class BatchOrder:
     (seed, epoch), so that a resume goes on where it was.
 
     positions [n] of the training images; weights [n]: draw n with replacement in every epoch. batch_size is global,
-    process `rank` of `processes` takes every processes-th image of a batch. A last batch with fewer images than
-    processes is left out.
+    process `rank` of `processes` takes every processes-th image of a batch. A last batch with fewer than two images for
+    each process is left out: batch normalisation needs two.
     """
 
     def __init__(
@@ -135,12 +135,12 @@ class BatchOrder:
         self.positions, self.batch_size, self.seed = positions, batch_size, seed
         self.weights, self.rank, self.processes = weights, rank, processes
         if len(self) == 0:
-            raise ValueError(f"{len(positions)} training images are fewer than {processes} processes.")
+            raise ValueError(f"{len(positions)} training images are fewer than two for each of {processes} processes.")
 
     def __len__(self) -> int:
         """Updates in an epoch."""
         whole, rest = divmod(len(self.positions), self.batch_size)
-        return whole + (rest >= self.processes)
+        return whole + (rest >= 2 * self.processes)
 
     def size_of(self, batch: int) -> int:
         """Images of the global batch of that number in an epoch."""

@@ -92,6 +92,8 @@ def _decode_chunk(
                 with source.read(position) as image:
                     pixels[row], note = decode(image, size, source.channels)
                 converted.update([note] if note else [])
+            except (MemoryError, PermissionError):  # not of the file's content
+                raise
             except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more for a bad file
                 corrupt[source.names[position]] = f"{type(error).__name__}: {error}"
     return positions.start, pixels, corrupt, converted
@@ -155,7 +157,7 @@ def load_images(
 
     Raises OSError where the disk has too little room, before anything is written.
     """
-    if source.name == "digits":
+    if source.in_memory:
         needed, free = len(source.names) * size * size, psutil.virtual_memory().available
         if needed > free / 2:
             raise ValueError(
@@ -171,7 +173,17 @@ def load_images(
         with _only_one(root, folder.name):
             if not (folder / "report.json").exists():  # another run has made it in the meantime
                 _fill(folder, source, size, workers, show)
-    return StoredImages(folder / "images.npy"), DecodeReport(**json.loads((folder / "report.json").read_text()))
+    try:
+        report = DecodeReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        found = np.load(folder / "images.npy", mmap_mode="r").shape
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        found, report = f"{type(error).__name__}: {error}", DecodeReport()
+    if found != (len(source.names), size, size, source.channels):
+        raise ValueError(
+            f"the decoded images in {folder} are damaged ({found}); remove this folder, and they are made again, or "
+            "set another --cache_dir."
+        )
+    return StoredImages(folder / "images.npy"), report
 
 
 def check_images(source: ImageSource, size: int, *, workers: int = 0, show: bool = True) -> DecodeReport:

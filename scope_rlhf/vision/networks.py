@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from scope_rlhf.hub import explain_model_errors
 from scope_rlhf.runtime.files import write_json
@@ -111,6 +112,10 @@ def _fresh(network: str, classes: Sequence[str], channels: int) -> nn.Module:
 
 
 def _pretrained(name: str, classes: Sequence[str], channels: int) -> nn.Module:
+    if (Path(name) / RECORD).exists() and not (Path(name) / "config.json").exists():
+        raise ValueError(
+            f"model_name_or_path {name} is a small CNN of a run here, no pretrained model; set --network cnn."
+        )
     if channels != 3:
         raise ValueError(f"model_name_or_path {name!r} takes colour images, these are grey; set --network cnn.")
     from transformers import AutoModelForImageClassification
@@ -120,6 +125,22 @@ def _pretrained(name: str, classes: Sequence[str], channels: int) -> nn.Module:
         return AutoModelForImageClassification.from_pretrained(
             name, id2label=labels, label2id={v: k for k, v in labels.items()}, ignore_mismatched_sizes=True
         )
+
+
+def pretrained_normalisation(name: str) -> tuple[list[float], list[float]] | None:
+    """image_mean and image_std of a pretrained model's preprocessor_config.json; None where it has none."""
+    with explain_model_errors(name, "model_name_or_path"):
+        file = cached_file(
+            name,
+            "preprocessor_config.json",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    if file is None:
+        return None
+    settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    found = settings.get("image_mean"), settings.get("image_std")
+    return found if all(isinstance(part, list) and len(part) == 3 for part in found) else None
 
 
 def _replace_head(body: nn.Module, classes: int, scale: float) -> None:

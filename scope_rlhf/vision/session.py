@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed.nn.functional  # before a process group is there: see runtime.launch.leave_process_group
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,8 +41,9 @@ from scope_rlhf.runtime.threads import keep_freed_memory
 from scope_rlhf.vision.config import VisionConfig
 from scope_rlhf.vision.data import BatchOrder, load_data
 from scope_rlhf.vision.long_tail import make_method
-from scope_rlhf.vision.networks import Classifier, make_classifier, save_classifier
+from scope_rlhf.vision.networks import Classifier, make_classifier, pretrained_normalisation, save_classifier
 from scope_rlhf.vision.optimizer import make_optimizer
+from scope_rlhf.vision.sources import require_extra
 from scope_rlhf.vision.splits import write_split
 
 # Settings that may change on the way without a word: they say where, how long and how often.
@@ -71,6 +73,7 @@ class Session(AbstractContextManager["Session"]):
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         keep_freed_memory()
+        require_extra("sklearn", "precision and recall")
         check_reporters(config.report_to)
         if config.bf16:
             check_bf16()
@@ -78,6 +81,7 @@ class Session(AbstractContextManager["Session"]):
         self.method = make_method(config.long_tail, config.long_tail_kwargs)  # type: ignore[arg-type]
         config.output_dir = config.output_dir or new_run_folder(config)
         self.folder = RunFolder(config.output_dir)
+        self.folder.check_free()
         self.checkpoint = find_checkpoint(self.folder.path, config.resume, config.resume_from_checkpoint)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
@@ -127,12 +131,14 @@ class Session(AbstractContextManager["Session"]):
     def start(self) -> None:
         """Make network and optimizer, load what is resumed, open the log."""
         config = self.config
+        name = config.model_name_or_path
+        self.normalisation = (pretrained_normalisation(name) if name else None) or self.data.normalisation
         torch.manual_seed(config.seed)  # the same weights in every process
         self.classifier: Classifier = make_classifier(
             config.network,
             self.data.classes,
             self.data.source.channels,
-            self.data.normalisation,
+            self.normalisation,
             model_name_or_path=config.model_name_or_path,
             cosine_scale=getattr(self.method, "scale", None) if self.method.cosine_head else None,
         )
@@ -203,6 +209,12 @@ class Session(AbstractContextManager["Session"]):
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
+    def share_statistics(self) -> None:
+        """The first process's running statistics of batch normalisation in all of them, as the saved model has them."""
+        if self.processes > 1:
+            for buffer in self.classifier.buffers():
+                broadcast(buffer)
+
     def take_means(self) -> dict[str, float]:
         """The sums of all processes by their count of images, and start anew. Waits for the device."""
         names = sorted(self.totals)
@@ -246,7 +258,7 @@ class Session(AbstractContextManager["Session"]):
             "channels": self.data.source.channels,
             "image_size": self.config.image_size,
             "resize_size": self.config.stored_size,
-            "normalisation": self.data.normalisation,
+            "normalisation": self.normalisation,
             "cosine_scale": getattr(self.method, "scale", None) if self.method.cosine_head else None,
             "epoch": self.best["epoch"],
         }

@@ -23,7 +23,7 @@ class ImageSource:
 
     read: the PIL image of a position; raises what PIL raises. parts: the part (train, validation, test) of each image
     where the data comes split, else None. ignored: entries of the folder that are no images. fingerprint: of names,
-    labels, sizes and times, so that what was decoded once can be found again.
+    labels, sizes and times, so that what was decoded once can be found again. in_memory: small, not worth a cache.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ImageSource:
     channels: int = 3
     parts: list[str] | None = None
     ignored: list[str] = field(default_factory=list)
+    in_memory: bool = False
 
 
 def require_extra(package: str, what: str) -> None:
@@ -82,6 +83,7 @@ def load_digits() -> ImageSource:
         lambda position: Image.fromarray(pixels[position]),
         hashlib.sha256(pixels.tobytes()).hexdigest()[:16],
         channels=1,
+        in_memory=True,
     )
 
 
@@ -97,7 +99,7 @@ def load_folder(path: Path) -> ImageSource:
     for top, part in tops.items():
         for folder in sorted(entry for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
             files = sorted(folder.iterdir())
-            images = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
+            images = [file for file in files if file.suffix.lower() in SUFFIXES and not file.is_dir()]
             ignored += [str(file.relative_to(path)) for file in files if file not in set(images)]
             found += [(str(file.relative_to(path)), folder.name, file, part) for file in images]
             if part in (None, "train"):
@@ -119,7 +121,7 @@ def load_folder(path: Path) -> ImageSource:
     order = sorted(classes)
     digest = hashlib.sha256()
     for name, label, file, _ in found:
-        status = file.stat()
+        status = file.stat() if file.exists() else file.lstat()  # a broken link is an image that cannot be read
         digest.update(f"{name}|{label}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     files = [str(file) for _, _, file, _ in found]
     return ImageSource(
@@ -190,6 +192,8 @@ def load_hub(name: str, config: str | None, image_column: str, label_column: str
         labels += rows[label_column]
         where += [part] * len(rows)
         parts.append(rows.select_columns([image_column]).cast_column(image_column, Image(decode=False)))
+    if None in labels:
+        raise ValueError(f"dataset_name={name!r} has rows without a label (None) in {label_column!r}.")
     feature = splits[next(iter(known))].features[label_column]
     classes = list(feature.names) if isinstance(feature, ClassLabel) else sorted({str(label) for label in labels})
     indices = (

@@ -35,8 +35,8 @@ def train_vision(config: VisionConfig) -> Path:
             pin_memory=session.accelerator.device.type == "cuda",
         )  # fmt: skip
         model.train()
-        started, first = time.perf_counter(), session.update
-        waiting = 0.0
+        training = waiting = 0.0  # seconds; evaluations and checkpoints apart
+        seen = 0
         for update in range(session.update, last):
             before = time.perf_counter()
             images, labels = next(batches)
@@ -61,7 +61,9 @@ def train_vision(config: VisionConfig) -> Path:
                 session.accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
 
+            training += time.perf_counter() - before
             session.update = update + 1
+            seen += session.order.size_of(update % updates)
             sums = {"loss": losses.sum(), "accuracy": (logits.argmax(dim=1) == labels).sum()}
             sums |= {f"objective/{name}": value.sum() for name, value in loss.stats.items()}
             session.add({**sums, "images": torch.tensor(float(len(labels)), device=labels.device)})
@@ -69,15 +71,17 @@ def train_vision(config: VisionConfig) -> Path:
 
             stop = False
             if session.update % updates == 0:
-                elapsed, done = time.perf_counter() - started, session.update - first
+                before = time.perf_counter()
                 line = {f"train/{name}": value for name, value in session.take_means().items()}
+                training += time.perf_counter() - before  # it waits for what the device has still to do
                 check_finite(session.update, {"the training loss": torch.tensor(line["train/loss"])})
                 line |= {
                     "epoch": session.epoch,
                     "learning_rate": config.learning_rate * factor,
-                    "images_per_second": done * session.order.batch_size / elapsed,
-                    "time/waiting_share": waiting / elapsed,
+                    "images_per_second": seen / training,
+                    "time/waiting_share": waiting / training,
                 }
+                session.share_statistics()
                 found = evaluate(session, session.data.split.validation)
                 line |= {f"validation/{name}": value for name, value in found.items()}
                 session.log(line)

@@ -94,6 +94,8 @@ def test_two_runs_at_a_time_give_what_one_gives(tmp_path, capsys):
         (["--objective", "scope", "--objective_kwargs", "{alpha: 1}"], "objective_kwargs must be a JSON object"),
         (["table", "--rows", "scop"], "row 'scop': unknown objective 'scop'"),
         (["table", "--rows", "ppo + ldam"], "row 'ppo + ldam': long_tail 'ldam' is unknown"),
+        (["table", "--rows", "ppo+ldam_drw"], "must be `objective [JSON] [+ remedy [JSON]]`"),
+        (["table", "--rows", "ppo + "], "must be `objective [JSON] [+ remedy [JSON]]`"),
         (["table", "--rows", "ppo + a + b"], "must be `objective [JSON] [+ remedy [JSON]]`"),
         (["table", "--seeds", "0"], "seeds must be a whole number >= 1"),
         (["table", "--seeds", "x"], "argument --seeds: invalid int value"),

@@ -65,6 +65,13 @@ def damaged(tmp_path):
     return folder
 
 
+def test_a_broken_link_is_an_image_that_cannot_be_read(tmp_path):
+    folder = write_folder(tmp_path / "data", 6)
+    (folder / "leaf" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="1 of 19 images of data cannot be read: leaf/gone.png"):
+        load_data(config(folder, tmp_path), show=False)
+
+
 def config(folder, tmp_path, **more):
     return VisionConfig(
         dataset_name=str(folder), cache_dir=str(tmp_path / "cache"), network="cnn", image_size=8, **more
@@ -123,6 +130,21 @@ def test_a_cache_that_was_killed_half_way_is_made_anew(damaged, tmp_path, monkey
     assert not [f for f in (tmp_path / "cache").iterdir() if f.is_dir()]
     _, report = load_images(source, 8, tmp_path / "cache", show=False)
     assert len(report.corrupt) == 2
+
+
+@pytest.mark.parametrize(("name", "content"), [("report.json", b"{"), ("images.npy", b""), ("images.npy", None)])
+def test_a_damaged_cache_is_told_with_its_folder(damaged, tmp_path, name, content):
+    source = load_source(str(damaged))
+    images, _ = load_images(source, 8, tmp_path / "cache", show=False)
+    file = images.file.parent / name
+    file.write_bytes(file.read_bytes()[:500] if content is None else content)
+    with pytest.raises(ValueError, match=r"are damaged \(.*remove this folder"):
+        load_images(source, 8, tmp_path / "cache", show=False)
+
+
+def test_a_folder_that_is_called_digits_has_a_cache(tmp_path):
+    source = load_source(str(write_folder(tmp_path / "digits", 3)))
+    assert isinstance(load_images(source, 8, tmp_path / "cache", show=False)[0], StoredImages)
 
 
 def test_too_little_room_is_told_before_anything_is_written(damaged, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForImageClassification
 
-from scope_rlhf.vision.networks import load_classifier, make_classifier, save_classifier
+from scope_rlhf.vision.networks import load_classifier, make_classifier, pretrained_normalisation, save_classifier
 
 NORMALISATION = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 CLASSES = ["apple", "leaf", "sea"]
@@ -79,6 +79,16 @@ def test_a_saved_resnet_is_read_by_transformers_and_goes_on_with_other_classes(t
     assert other(BYTES).shape == (2, 5)
     one, two = (m.network.resnet.embedder.embedder.convolution.weight for m in (other, model))
     torch.testing.assert_close(one, two)
+
+
+def test_a_pretrained_model_has_the_normalisation_of_its_own(tmp_path):
+    save_classifier(make("resnet18"), tmp_path / "model", record("resnet18"))
+    assert pretrained_normalisation(str(tmp_path / "model")) is None
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 2, 3]}')
+    assert pretrained_normalisation(str(tmp_path / "model")) == ([0, 0, 0], [1, 2, 3])
+    save_classifier(make("cnn"), tmp_path / "own", record("cnn"))
+    with pytest.raises(ValueError, match="is a small CNN of a run here"):
+        make_classifier("cnn", CLASSES, 3, NORMALISATION, model_name_or_path=str(tmp_path / "own"))
 
 
 def test_what_is_no_classifier_is_told(tmp_path):

@@ -162,6 +162,20 @@ def test_the_order_of_images_is_a_permutation_of_each_epoch_and_goes_on_anywhere
         assert sorted(one + two) == sorted(batch)
 
 
+def test_a_last_batch_of_one_image_is_left_out_as_batch_normalisation_needs_two():
+    assert [len(batch) for batch in BatchOrder(np.arange(17), 8, 1).epoch(0)] == [8, 8]
+    assert [len(batch) for batch in BatchOrder(np.arange(18), 8, 1).epoch(0)] == [8, 8, 2]
+    assert [len(batch) for batch in BatchOrder(np.arange(19), 8, 1, processes=2).epoch(0)] == [8, 8]
+    with pytest.raises(ValueError, match="1 training images are fewer than two for each"):
+        BatchOrder(np.arange(1), 8, 1)
+
+
+def test_images_per_second_counts_images_that_there_are(tmp_path):
+    folder = train_vision(make_config(tmp_path / "run", per_device_train_batch_size=5000, num_train_epochs=1))
+    row = json.loads((folder / "metrics.jsonl").read_text())
+    assert row["images_per_second"] < 20_000  # 400 images take more than 20 ms
+
+
 def test_weighted_draws_follow_their_weights():
     order = BatchOrder(np.arange(4), 4, 1, weights=np.array([1.0, 1.0, 2.0, 0.0]))
     drawn = np.concatenate([np.concatenate(order.epoch(number)) for number in range(500)])
