@@ -1,5 +1,6 @@
 """The data of a run: source, decoded images, split and counts, and the order in which training sees them."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,9 @@ def load_data(config: VisionConfig, *, show: bool = True) -> ImageData:
             corrupt_images is `error`. OSError: no room for the cache.
     """
     source = load_source(config.dataset_name, config.dataset_config, config.image_column, config.label_column)
+    if source.ignored and show:
+        shown = ", ".join(source.ignored[:5]) + (" ..." if len(source.ignored) > 5 else "")
+        warnings.warn(f"{len(source.ignored)} entries of {source.name} are no image files: {shown}.", stacklevel=2)
     size, workers = config.stored_size, config.dataloader_num_workers
     if config.cache_images or source.in_memory:
         images, report = load_images(source, size, config.cache_dir, workers=workers, show=show)

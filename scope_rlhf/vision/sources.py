@@ -194,6 +194,8 @@ def load_hub(name: str, config: str | None, image_column: str, label_column: str
         parts.append(rows.select_columns([image_column]).cast_column(image_column, Image(decode=False)))
     if None in labels:
         raise ValueError(f"dataset_name={name!r} has rows without a label (None) in {label_column!r}.")
+    if any(isinstance(label, float) for label in labels):
+        raise ValueError(f"dataset_name={name!r}: {label_column!r} holds numbers with a fraction; set --label_column.")
     feature = splits[next(iter(known))].features[label_column]
     classes = list(feature.names) if isinstance(feature, ClassLabel) else sorted({str(label) for label in labels})
     indices = (

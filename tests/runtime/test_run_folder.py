@@ -119,8 +119,12 @@ def test_a_failing_run_keeps_its_traceback_and_the_next_start_drops_it(run):
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on_and_not_after(tmp_path):
     refused = pytest.raises(ValueError, match="in use by another run")
+    RunFolder(tmp_path / "run").check_free()
     with RunFolder(tmp_path / "run"), refused, RunFolder(tmp_path / "run"):
         pytest.fail("two runs in one folder")
+    with RunFolder(tmp_path / "run"), pytest.raises(ValueError, match="in use by another run"):
+        RunFolder(tmp_path / "run").check_free()
+    RunFolder(tmp_path / "run").check_free()
     with RunFolder(tmp_path / "run"):
         pass
     assert list((tmp_path / "run").iterdir()) == []

@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from scope_rlhf.runtime import RunFolder
 from scope_rlhf.vision.session import Session
 from scope_rlhf.vision.train import train_vision
 from tests.vision.folders import write_folder
@@ -113,6 +114,20 @@ def test_other_classes_than_the_checkpoints_are_told_by_their_number(tmp_path):
     data = {"dataset_name": str(tmp_path / "data"), "cache_dir": str(tmp_path / "cache"), "imbalance_ratio": 1.0}
     with pytest.raises(ValueError, match="classes is 10, this run has 3; set --dataset_name"):
         Session(make_config(tmp_path / "run", resume=True, **data))
+
+
+def test_a_run_folder_given_as_a_checkpoint_names_the_checkpoint_in_it(tmp_path):
+    assert run(folder=tmp_path / "run") == 0
+    more = {"resume_from_checkpoint": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match="It is a run folder; set --resume_from_checkpoint .*checkpoint-26"):
+        Session(make_config(tmp_path / "other", **more))
+
+
+def test_a_resume_beside_a_run_that_goes_on_says_that_it_is_in_use(tmp_path):
+    """It read the first run's checkpoints, which came and went meanwhile, and spoke of a damaged one."""
+    assert run(folder=tmp_path / "run") == 0
+    with RunFolder(tmp_path / "run"), pytest.raises(ValueError, match="in use by another run"):
+        Session(make_config(tmp_path / "run", resume=True))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

@@ -109,6 +109,9 @@ def test_a_column_that_is_not_there_and_rows_without_a_label_are_told(tmp_path):
         load_source(path, image_column="picture")
     with pytest.raises(ValueError, match="rows without a label"):
         load_source(path)
+    path = saved_dataset(tmp_path / "float", [0.5, 0.5, 1.0, 1.0, 2.0, 2.0], Value("float32"))
+    with pytest.raises(ValueError, match="holds numbers with a fraction; set --label_column"):
+        load_source(path)
     path = saved_dataset(tmp_path / "more", ["a", "a", "b", "b", "c", None], Value("string"))
     with pytest.raises(ValueError, match=r"rows without a label \(None\)"):
         load_source(path)
