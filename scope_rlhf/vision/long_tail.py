@@ -143,9 +143,11 @@ def check_method(name: str, kwargs: Any) -> None:
 
 
 def effective_number_weights(counts: Tensor, beta: float) -> Tensor:
-    """(1 - beta) / (1 - beta^n_k), scaled to mean 1: [K] float32. In float64, since beta^n is close to 1."""
-    weights = (1 - beta) / (1 - beta ** counts.double())
-    return (weights * (len(weights) / weights.sum())).float()
+    """(1 - beta) / (1 - beta^n_k), scaled to mean 1: [K] float32. In float64 on the CPU, since beta^n is close to 1 and
+    not every device has float64.
+    """
+    weights = (1 - beta) / (1 - beta ** counts.cpu().double())
+    return (weights * (len(weights) / weights.sum())).float().to(counts.device)
 
 
 def _check(

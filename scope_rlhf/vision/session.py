@@ -3,6 +3,7 @@ train.py.
 """
 
 import hashlib
+import math
 import random
 import warnings
 from collections.abc import Mapping
@@ -235,6 +236,8 @@ class Session(AbstractContextManager["Session"]):
         """Compare the validation metric, keep the model where it is the best so far; whether the run should end."""
         config, best = self.config, self.best
         sign = -1 if config.metric_for_best_model == "loss" else 1
+        if not math.isfinite(value):  # NaN compares with nothing; any number is better
+            value = -sign * math.inf
         better = best["value"] is None or sign * (value - best["value"]) > 0
         clearly = best["value"] is None or sign * (value - best["value"]) > config.early_stopping_threshold
         best["since"] = 0 if clearly else best["since"] + 1

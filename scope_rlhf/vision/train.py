@@ -35,6 +35,8 @@ def train_vision(config: VisionConfig) -> Path:
             pin_memory=session.accelerator.device.type == "cuda",
         )  # fmt: skip
         model.train()
+        weights: Tensor | None = None
+        first = session.update
         training = waiting = 0.0  # seconds; evaluations and checkpoints apart
         seen = 0
         for update in range(session.update, last):
@@ -47,8 +49,9 @@ def train_vision(config: VisionConfig) -> Path:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
 
+            if update == first or update % updates == 0:
+                weights = session.method.class_weights(session.counts, session.epoch / config.num_train_epochs)
             logits = model(images)
-            weights = session.method.class_weights(session.counts, session.epoch / config.num_train_epochs)
             loss = classification_loss(session.objective, session.method, logits, labels, session.counts)
             losses = loss.per_decision
             if weights is not None:
@@ -66,7 +69,7 @@ def train_vision(config: VisionConfig) -> Path:
             seen += session.order.size_of(update % updates)
             sums = {"loss": losses.sum(), "accuracy": (logits.argmax(dim=1) == labels).sum()}
             sums |= {f"objective/{name}": value.sum() for name, value in loss.stats.items()}
-            session.add({**sums, "images": torch.tensor(float(len(labels)), device=labels.device)})
+            session.add({**sums, "images": torch.ones_like(losses).sum()})
             session.bar.update()
 
             stop = False

@@ -131,6 +131,16 @@ def test_a_run_learns_keeps_its_best_epoch_and_writes_what_it_did(tmp_path):
     assert written["data"]["counts"]["train"] == split["counts"]["train"]
 
 
+def test_an_epoch_without_a_finite_loss_is_not_kept_as_the_best(tmp_path, monkeypatch):
+    """NaN compares with nothing: it stayed the best for good."""
+    values = iter([float("nan"), 3.0, 2.0, float("nan")])
+    found = {"balanced_accuracy": 0.1, "loss": 0.0}
+    monkeypatch.setattr("scope_rlhf.vision.train.evaluate", lambda *_: {**found, "loss": next(values)})
+    folder = train_vision(make_config(tmp_path / "run", num_train_epochs=4, metric_for_best_model="loss"))
+    finished = json.loads((folder / "finished.json").read_text())
+    assert (finished["value"], finished["epoch"]) == (2.0, 3)
+
+
 def test_patience_ends_a_run_that_does_not_get_better(tmp_path):
     stuck = make_config(tmp_path / "run", num_train_epochs=30, learning_rate=1e-12, early_stopping_patience=3)
     folder = train_vision(stuck)
