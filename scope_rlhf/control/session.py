@@ -24,7 +24,7 @@ from scope_rlhf.control.evaluate import Act, evaluate_returns, film_episode, sum
 from scope_rlhf.control.processes import Processes
 from scope_rlhf.control.rewards import StickyActions
 from scope_rlhf.control.rollout import CRASHES, EnvironmentFailure, Observer
-from scope_rlhf.control.setup import environment_seed, make_accelerator, make_shaper, new_run_folder, prepare
+from scope_rlhf.control.setup import agreed_run_folder, environment_seed, make_accelerator, make_shaper, prepare
 from scope_rlhf.control.vector import Episode
 from scope_rlhf.runtime.checkpoints import (
     changed_settings,
@@ -56,7 +56,7 @@ class Session(Processes, AbstractContextManager["Session"]):
             torch.set_num_threads(config.num_threads)
         keep_freed_memory()
         self.setup = prepare(config)
-        config.output_dir = config.output_dir or new_run_folder(self.setup.spec.name, algorithm)
+        config.output_dir = config.output_dir or agreed_run_folder(self.setup.spec.name, algorithm)
         self.folder = RunFolder(config.output_dir)
         self.folder.check_free()
         self.checkpoint = find_checkpoint(self.folder.path, config.resume, config.resume_from_checkpoint)
@@ -260,8 +260,7 @@ class Session(Processes, AbstractContextManager["Session"]):
     # Beginning and end
 
     def __enter__(self) -> Self:
-        if self.rank == 0:
-            self.folder.__enter__()
+        self.folder.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -274,8 +273,7 @@ class Session(Processes, AbstractContextManager["Session"]):
         if hasattr(self, "environments"):
             for part in self.environments:
                 part.close()
-        if self.rank == 0:
-            self.folder.__exit__(kind, error, trace)
+        self.folder.__exit__(kind, error, trace)
         if self.config.report_to and error is None:
             self.accelerator.end_training()
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed.nn.functional  # before a process group is there: see runtime.launch.leave_process_group
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 
 from scope_rlhf.control.config import ControlConfig, DQNConfig
 from scope_rlhf.control.environments import EnvironmentSpec, resolve_environment
@@ -132,6 +133,12 @@ def make_shaper(config: ControlConfig, num_envs: int, seed: int) -> RewardShaper
         reward_flip_probability=config.reward_flip_probability,
         reward_noise_std=config.reward_noise_std,
     )
+
+
+def agreed_run_folder(env: str, algorithm: str) -> str:
+    """new_run_folder of the first process, in all of them: their clocks differ."""
+    PartialState(cpu=not torch.accelerator.is_available())
+    return broadcast_object_list([new_run_folder(env, algorithm)])[0]
 
 
 def new_run_folder(env: str, algorithm: str) -> str:

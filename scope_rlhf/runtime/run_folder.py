@@ -111,8 +111,8 @@ class RunFolder:
             write_json_lines(self.samples_file, samples)
 
     def check_free(self) -> None:
-        """ValueError where another process runs in the folder: asked before its files are looked at."""
-        if not (self.path / ".lock").exists():
+        """ValueError where another run is in the folder: asked before its files are looked at, by the first process."""
+        if not is_main_process() or not (self.path / ".lock").exists():
             return
         try:
             with (self.path / ".lock").open("r+") as file:

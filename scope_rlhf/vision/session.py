@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.distributed.nn.functional  # before a process group is there: see runtime.launch.leave_process_group
-from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
@@ -80,7 +80,7 @@ class Session(AbstractContextManager["Session"]):
             check_bf16()
         self.objective = config.make_objective()
         self.method = make_method(config.long_tail, config.long_tail_kwargs)  # type: ignore[arg-type]
-        config.output_dir = config.output_dir or new_run_folder(config)
+        config.output_dir = config.output_dir or agreed_run_folder(config)
         self.folder = RunFolder(config.output_dir)
         self.folder.check_free()
         self.checkpoint = find_checkpoint(self.folder.path, config.resume, config.resume_from_checkpoint)
@@ -300,16 +300,14 @@ class Session(AbstractContextManager["Session"]):
     # Beginning and end
 
     def __enter__(self) -> Self:
-        if self.rank == 0:
-            self.folder.__enter__()
+        self.folder.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.interrupt.stop()
         if hasattr(self, "bar"):
             self.bar.close()
-        if self.rank == 0:
-            self.folder.__exit__(kind, error, trace)
+        self.folder.__exit__(kind, error, trace)
         if self.config.report_to and error is None:
             self.accelerator.end_training()
 
@@ -319,6 +317,12 @@ class Session(AbstractContextManager["Session"]):
             write_json(self.folder.path / "finished.json", {"step": self.update, "epoch": self.epoch, **self.best})
         self.accelerator.wait_for_everyone()
         return self.folder.path
+
+
+def agreed_run_folder(config: VisionConfig) -> str:
+    """new_run_folder of the first process, in all of them: their clocks differ."""
+    PartialState(cpu=not torch.accelerator.is_available())
+    return broadcast_object_list([new_run_folder(config)])[0]
 
 
 def new_run_folder(config: VisionConfig) -> str:

@@ -1,15 +1,9 @@
 """Two processes, each with half of the environments, make the update of one process with all."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("two_process_script.py")
-ROOT = SCRIPT.parents[2]
+from tests.processes import torchrun
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +12,7 @@ def updates(tmp_path_factory):
     found = {}
     for processes in (1, 2):
         output = tmp_path_factory.mktemp(f"processes{processes}")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_port", "0", "--standalone", str(SCRIPT), str(output)]
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+        torchrun(processes, "tests.control.two_process_script", output)
         found[processes] = {file.stem: torch.load(file, weights_only=True) for file in output.glob("*.pt")}
     return found
 

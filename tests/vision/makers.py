@@ -14,7 +14,7 @@ DIGITS = {
 
 
 def make_config(folder, **more):
-    return VisionConfig(output_dir=str(folder), **{**DIGITS, **more})
+    return VisionConfig(output_dir=None if folder is None else str(folder), **{**DIGITS, **more})
 
 
 def started(folder, **more):

@@ -1,15 +1,11 @@
 """Two processes, each with every second image of a batch, train as one process does."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import torchrun
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +13,7 @@ def runs(tmp_path_factory):
     found = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes{processes}")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_port", "0", "--standalone", "-m", "tests.vision.two_process_script", str(folder)]
-        variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+        torchrun(processes, "tests.vision.two_process_script", folder)
         found[processes] = folder
     return found
 
@@ -42,3 +34,13 @@ def test_two_processes_end_with_the_weights_and_the_metrics_of_one(runs, name):
         for key in one:
             if key.startswith(("train/", "validation/loss")):
                 assert two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-4), key
+
+
+def test_two_processes_without_an_output_dir_have_one_run_folder(runs):
+    """Each named it by its own clock: the second one's part of a checkpoint had no folder to go to."""
+    for processes in (1, 2):
+        (run,) = (runs[processes] / "runs/vision/digits-ppo").iterdir()
+        (checkpoint,) = run.glob("checkpoint-*")
+        assert sorted(file.name for file in checkpoint.glob("process-*")) == [
+            f"process-{r}.pt" for r in range(processes)
+        ]

@@ -14,6 +14,8 @@ def main(folder: Path) -> None:
     processes = int(os.environ["WORLD_SIZE"])
     for name, more in {"plain": {}, "ldam": {"long_tail": "ldam_drw", "long_tail_kwargs": {"drw_start": 0.3}}}.items():
         train_vision(make_config(folder / name, per_device_train_batch_size=32 // processes, objective="scope", **more))
+    os.chdir(folder)
+    train_vision(make_config(None, per_device_train_batch_size=32 // processes, num_train_epochs=1))
 
 
 if __name__ == "__main__":
