@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_rlhf.metrics import align_curves, average_repeated_steps, student_interval
-from scope_rlhf.reports.curves import COLUMNS, Panel, draw_panel, moving_average, read_series
+from scope_rlhf.reports.curves import Panel, draw_curves, logged_panels, moving_average, read_series
 from scope_rlhf.reports.figures import COLOURS, figure_style, new_figure, save_figure
 from scope_rlhf.reports.labels import format_number, format_parameter, objective_label
 from scope_rlhf.reports.markdown import escape_cell, inline_code, markdown_table
@@ -46,19 +46,7 @@ def plot_control_curves(run_dir: Run) -> Path:
     run = RunFolder(run_dir)
     rows = run.read_metrics()
     logged = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
-    panels = [Panel(p.title, p.unit, {k: v for k, v in p.series.items() if k in logged}) for p in PANELS]
-    panels = [panel for panel in panels if panel.series]
-    if not panels:
-        raise ValueError(f"{run.metrics_file} holds no logged numbers, so there are no curves to draw")
-    grid_rows = -(-(len(panels) + 1) // COLUMNS)
-    figure = new_figure(12, 0.9 + 2.1 * max(grid_rows, 2))
-    with figure_style():
-        figure.suptitle(_title(run.read_config()), x=0.01, ha="left", fontsize=12)
-        grid = figure.add_gridspec(grid_rows, COLUMNS)
-        for index, panel in enumerate(panels):
-            place = grid[0, :2] if index == 0 else grid[(index + 1) // COLUMNS, (index + 1) % COLUMNS]
-            draw_panel(figure.add_subplot(place), panel, rows, show_steps=index + 1 + COLUMNS > len(panels))
-        return save_figure(figure, run.path / "curves.png")
+    return draw_curves(run, logged_panels(PANELS, logged), rows, _title(run.read_config()))
 
 
 def result_table(run_dir: Run) -> "Table":

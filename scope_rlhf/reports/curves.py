@@ -1,6 +1,7 @@
 """curves.png: what the run logged, step by step."""
 
 import os
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,23 @@ def plot_curves(run_dir: str | os.PathLike[str]) -> Path:
     """
     run = RunFolder(run_dir)
     config, rows = run.read_config(), run.read_metrics()
-    panels = find_panels(rows)
+    return draw_curves(run, find_panels(rows), rows, _title(config, run.path))
+
+
+def logged_panels(panels: Iterable[Panel], logged: Container[str]) -> list[Panel]:
+    """The panels that have something to show, each with its keys that were logged."""
+    found = [Panel(p.title, p.unit, {k: v for k, v in p.series.items() if k in logged}) for p in panels]
+    return [panel for panel in found if panel.series]
+
+
+def draw_curves(run: RunFolder, panels: Sequence[Panel], rows: list[dict[str, Any]], title: str) -> Path:
+    """Draw the panels into the run's curves.png, the first two columns wide. ValueError where there is none."""
     if not panels:
         raise ValueError(f"{run.metrics_file} holds no logged numbers, so there are no curves to draw")
-    # The first panel is two columns wide.
     grid_rows = -(-(len(panels) + 1) // COLUMNS)
     figure = new_figure(12, 0.9 + 2.1 * max(grid_rows, 2))
     with figure_style():
-        figure.suptitle(_title(config, run.path), x=0.01, ha="left", fontsize=12)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
         grid = figure.add_gridspec(grid_rows, COLUMNS)
         for index, panel in enumerate(panels):
             place = grid[0, :2] if index == 0 else grid[(index + 1) // COLUMNS, (index + 1) % COLUMNS]
