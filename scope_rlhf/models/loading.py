@@ -142,17 +142,44 @@ def load_policy(
     quantization = get_quantization_config(config)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    adapter = is_adapter(path)
-    with explain_model_errors(str(config.model_name_or_path), setting):
-        model = AutoModelForCausalLM.from_pretrained(_base_of(path, setting) if adapter else path, **kwargs)
-    embeddings = model.get_input_embeddings().weight
-    vocabulary = int(embeddings.size(0))  # pyright: ignore[reportCallIssue]
-    if len(tokenizer) > vocabulary:
-        raise ValueError(
-            f"the tokenizer of {config.model_name_or_path} has {len(tokenizer)} tokens but the model only "
-            f"{vocabulary}: they do not belong together; set {setting}."
-        )
+    name = str(config.model_name_or_path)
+    with explain_model_errors(name, setting):
+        model = _load_base(path, setting, kwargs)
+    _check_vocabulary(model, tokenizer, name, setting)
     derive_positions(model)
-    if adapter:
+    if is_adapter(path):
         return PeftModel.from_pretrained(model, path, is_trainable=True), tokenizer, None
     return model, tokenizer, lora_config(config, model)
+
+
+def load_frozen(name: str, setting: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that is only asked for log-probs, and its tokenizer; an adapter is merged into its base.
+
+    name, setting: as for find_model. kwargs: of `from_pretrained` (revision, dtype, trust_remote_code, ...). ValueError
+    for a name that does not resolve, and for a model without its tokenizer.
+    """
+    path = resolve_model_path(name, setting)
+    shared = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    with explain_model_errors(name, setting):
+        own = not is_adapter(path) or (Path(path) / "tokenizer_config.json").exists()
+        tokenizer = load_tokenizer(path if own else _base_of(path, setting), **shared)
+        model = _load_base(path, setting, kwargs)
+    _check_vocabulary(model, tokenizer, name, setting)
+    if is_adapter(path):
+        merged: Any = PeftModel.from_pretrained(model, path)
+        model = merged.merge_and_unload()
+    return model, tokenizer
+
+
+def _load_base(path: str, setting: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The model of a folder or a name, or the one below an adapter."""
+    return AutoModelForCausalLM.from_pretrained(_base_of(path, setting) if is_adapter(path) else path, **kwargs)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, setting: str) -> None:
+    vocabulary = int(model.get_input_embeddings().weight.size(0))  # pyright: ignore[reportCallIssue]
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens but the model only {vocabulary}: they do not belong "
+            f"together; set {setting}."
+        )

@@ -1,5 +1,7 @@
-"""A model that is handed over as the reference: frozen, scored like the policy, placed like it."""
+"""A frozen model beside the policy, its reference or its teacher: scored like the policy, placed like it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trl.models import prepare_deepspeed, prepare_fsdp
@@ -9,14 +11,20 @@ from scope_rlhf.models.positions import derive_positions
 
 
 def prepare_reference(
-    model: Any, accelerator: Any, temperature: float = 1.0, cast_lm_head_to_fp32: bool = False
+    model: Any,
+    accelerator: Any,
+    temperature: float = 1.0,
+    cast_lm_head_to_fp32: bool = False,
+    name: str = "ref_model",
 ) -> Any:
-    """`model` with TRL's fused head at the policy's temperature, positions from the mask, no dropout and no gradient,
-    wrapped as DeepSpeed or FSDP need it. ValueError for a model that has a fused head already, such as the policy.
+    """`model` with TRL's fused head at this temperature, positions from the mask, no dropout and no gradient, wrapped
+    as DeepSpeed or FSDP need it. ValueError, beginning with `name`, for a model that has a fused head already, such as
+    the policy.
     """
-    if "forward" in vars(model):
-        raise ValueError("ref_model has a fused head or a changed forward already; give a model of its own.")
-    add_fused_lm_head(model, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "forward" in vars(base):
+        raise ValueError(f"{name} has a fused head or a changed forward already; give a model of its own.")
+    add_fused_lm_head(base, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
     derive_positions(model)
     disable_dropout_in_model(model)
     model.requires_grad_(False).eval()
@@ -26,3 +34,14 @@ def prepare_reference(
     if kind == "FSDP":
         return prepare_fsdp(model, accelerator)
     return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+@contextmanager
+def head_temperature(model: Any, temperature: float, cast_lm_head_to_fp32: bool = False) -> Iterator[None]:
+    """The fused head of `model` (without PEFT around it) works at another temperature within the context."""
+    forward = model.forward
+    add_fused_lm_head(model, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
+    try:
+        yield
+    finally:
+        model.forward = forward

@@ -1,39 +1,31 @@
 """GRPO with any objective: TRL's GRPOTrainer with its inlined loss replaced by a call of the loss core."""
 
-import json
 import warnings
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import ProcessorMixin
-from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
+from trl.models.utils import disable_gradient_checkpointing
 
 from scope_rlhf.losses import fill_masked, reduce_loss
 from scope_rlhf.models.loading import find_model
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.models.reward import RewardScorer
 from scope_rlhf.models.sampling import record_sampling
-from scope_rlhf.objectives import PolicyInputs, describe_objective
-from scope_rlhf.runtime import write_text
-from scope_rlhf.trainers.card import checkpoint_card
-from scope_rlhf.trainers.checkpoints import STATE, check_complete, damage_named, newest_checkpoint
+from scope_rlhf.objectives import PolicyInputs
+from scope_rlhf.trainers.exact_resume import ExactResume
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, check_model_sampling
 from scope_rlhf.trainers.prompts import check_batches, check_dataset, check_lengths, check_templates
-from scope_rlhf.trainers.rewards import guard_reward, probe_reward
-from scope_rlhf.trainers.rollout_state import load_rollout, read_state, save_rollout, skip_orders
+from scope_rlhf.trainers.rewards import check_reward_function, probe_reward
 
-OBJECTIVE_FILE = "objective.json"
 HUB_SETTINGS = ("revision", "trust_remote_code")
 # The strength of these is relative to advantages of unit spread (paper: z-scored, eq. 9).
 NEEDS_UNIT_SPREAD = ("scope", "focal", "policy_entropy")
 
 
-class ScopeGRPOTrainer(GRPOTrainer):
+class ScopeGRPOTrainer(ExactResume):
     """GRPOTrainer that minimises `args.objective`.
 
     Generation, vLLM and its importance ratio, tool masks, reward functions and models, reference KL with the bias
@@ -53,8 +45,6 @@ class ScopeGRPOTrainer(GRPOTrainer):
     call; during training for a reward that is NaN or infinite, before the update.
     """
 
-    args: ScopeGRPOConfig
-    model: nn.Module
     algorithm = "grpo"
 
     def __init__(self, model, reward_funcs=None, args: ScopeGRPOConfig | None = None, **kwargs: Any):
@@ -70,8 +60,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
         unscaled = args.unscaled_advantages()
         if unscaled and args.objective in NEEDS_UNIT_SPREAD:
             warnings.warn(
-                f"{unscaled} leaves advantages on the scale of the reward, and alpha of {args.objective} is relative "
-                "to advantages of unit spread.",
+                f"{unscaled}: advantages keep a scale of their own, and alpha of {args.objective} is relative to "
+                "advantages of unit spread.",
                 stacklevel=2,
             )
         if isinstance(model, str):
@@ -79,7 +69,7 @@ class ScopeGRPOTrainer(GRPOTrainer):
             given = {"trust_remote_code": args.trust_remote_code, **own}
             model = find_model(model, "model", **{name: given[name] for name in HUB_SETTINGS if name in given})[0]
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        functions = [_checked_reward(f, args) for f in functions if f is not None]
+        functions = [check_reward_function(f, args) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
         check_batches(self.train_dataset, args)
         config: Any = self.model.config
@@ -96,7 +86,6 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 derive_positions(each)
         self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zero), "eval": defaultdict(_zero)}
         self._counts: dict[str, str] = {}
-        self._micro_batches_before = 0
         if args.probe_rewards and isinstance(self.train_dataset, Dataset):
             rows = [self.train_dataset[i] for i in range(min(2, len(self.train_dataset)))]
             extra = {"trainer_state": self.state, "log_extra": _ignore, "log_metric": _ignore}
@@ -186,6 +175,8 @@ class ScopeGRPOTrainer(GRPOTrainer):
             if "objective/clip_fraction" in means:
                 self._metrics[mode]["clip_ratio/region_mean"] = [means["objective/clip_fraction"]]
             sums.clear()
+        if self.num_generations == 1:  # a group of one has no spread
+            self._metrics[mode].pop("frac_reward_zero_std", None)
         super().log(logs, start_time)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -205,7 +196,29 @@ class ScopeGRPOTrainer(GRPOTrainer):
                 )
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["rollout/dropped"].append(rewards.isnan().all(dim=1).float().mean().item())
+        self._raw_rewards = rewards
         return rewards
+
+    def _share(self, rows: int) -> slice:
+        """Where this process's rows lie among those of all processes."""
+        return slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+
+    def _rollout_log_probs(self, model: Any, rollout: dict[str, Tensor]) -> Tensor:
+        """Log-probs [B, T] of the completions under `model`, which has a fused head; no gradient."""
+        rows = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+        attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+        width = rollout["completion_ids"].size(1)
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            return self._get_per_token_logps_and_entropies(model, ids, attention, width, rows)[0]
+
+    def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
+        """Mean advantages in the table of completions (log_completions), where the parent put those of groups."""
+        whole = self.accelerator.gather(advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
+        shown = self._logs["advantages"]
+        for _ in whole[: len(shown)]:
+            shown.pop()
+        shown.extend(whole)
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         if self.use_vllm or self.use_transformers_continuous_batching:
@@ -219,101 +232,6 @@ class ScopeGRPOTrainer(GRPOTrainer):
             log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
         return completion_ids, log_probs
 
-    def _get_train_sampler(self, dataset=None):
-        sampler = super()._get_train_sampler(dataset)
-        skip_orders(sampler, self._micro_batches_before)
-        return sampler
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
-        self._micro_batches_before = 0
-        if resume_from_checkpoint:
-            folder = resume_from_checkpoint
-            folder = newest_checkpoint(self.args.output_dir or ".") if folder is True else folder
-            if folder is None:
-                raise ValueError(f"no complete checkpoint in {self.args.output_dir}; check --resume_from_checkpoint.")
-            self._restore_rollout(Path(str(folder)), self.check_checkpoint(Path(str(folder))))
-            resume_from_checkpoint = str(folder)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def check_checkpoint(self, folder: Path) -> int:
-        """The number of micro-batches before the checkpoint; ValueError where the run could not go on exactly."""
-        state, objective = folder / STATE, folder / OBJECTIVE_FILE
-        if not state.exists():
-            raise ValueError(f"{folder} is not a checkpoint: it has no {STATE}; set --resume_from_checkpoint.")
-        rank, processes, _ = self._place()
-        check_complete(folder, rank, processes, self.is_deepspeed_enabled or self.is_fsdp_enabled)
-        step = read_state(state)["global_step"]
-        before = _identity(read_state(objective) if objective.exists() else {})
-        now = _identity(json.loads(json.dumps(describe_objective(self.objective))))
-        if before != now and not self.args.allow_objective_change:
-            changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-            raise ValueError(
-                f"the objective has changed since {folder} was written ({', '.join(changed)}): was {before}, is {now}. "
-                "Resume with the same objective, or say so with --allow_objective_change."
-            )
-        micro_batches = step * self.args.gradient_accumulation_steps
-        every = (self.args.steps_per_generation or 1) * self.num_iterations
-        if micro_batches % every and load_rollout(folder, *self._place()) is None:
-            raise ValueError(
-                f"{folder} lies within a generation batch and holds no rollout for process {self._place()[0]} of "
-                f"{self._place()[1]}, so it cannot go on exactly. Resume with as many processes as wrote it, or "
-                f"from a checkpoint at a multiple of {every // self.args.gradient_accumulation_steps} steps."
-            )
-        return micro_batches
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with damage_named(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        with damage_named(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint):
-        with damage_named(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _place(self) -> tuple[int, int, torch.device]:
-        return self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
-
-    def _restore_rollout(self, folder: Path, micro_batches: int) -> None:
-        self._step = self._micro_batches_before = micro_batches
-        state = load_rollout(folder, *self._place())
-        if state is not None:
-            self._buffered_inputs = state["buffer"]
-            self._metrics["train"].update(state["metrics"])
-            self._sums["train"].update(state["sums"])
-            self._counts.update(state.get("counts", dict.fromkeys(state["sums"], "count")))
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """A short README.md with the objective; the parent's names none, and None as the base of a local model."""
-        if self.is_world_process_zero() and self.args.output_dir:
-            text = checkpoint_card(
-                model_name, get_config_model_id(self.model.config), describe_objective(self.objective), self.algorithm
-            )
-            write_text(Path(self.args.output_dir, "README.md"), text)
-
-    def _checkpoint_folder(self, trial: Any) -> Path:
-        """Where the parent is about to save."""
-        return Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-
-    def _save_checkpoint(self, model, trial):
-        # Before the parent's files, of which trainer_state.json comes last: a checkpoint that has it is whole.
-        folder = self._checkpoint_folder(trial)
-        rank, processes, _ = self._place()
-        state = {"buffer": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
-        state |= {"sums": dict(self._sums["train"]), "counts": self._counts}
-        save_rollout(folder, rank, processes, state)
-        if self.args.should_save:
-            write_text(folder / OBJECTIVE_FILE, json.dumps(describe_objective(self.objective), indent=2) + "\n")
-        super()._save_checkpoint(model, trial)
-
-
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What must not change: a user's own file may move, so its text and class count, not where it lies."""
-    names = ("class", "sha256") if record.get("sha256") else ("name",)
-    return {name: record.get(name) for name in (*names, "parameters")}
-
 
 def _zero() -> Tensor:
     return torch.zeros((), dtype=torch.float64)
@@ -321,19 +239,3 @@ def _zero() -> Tensor:
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands in for log_extra and log_metric during the trial call."""
-
-
-def _checked_reward(function: Any, args: ScopeGRPOConfig) -> Any:
-    """A reward function under guard, a reward model, or the name of one; ValueError for anything else."""
-    if isinstance(function, nn.Module):
-        return function.eval()  # dropout would score one text twice differently
-    if isinstance(function, str):
-        path, config = find_model(function, "reward_funcs", trust_remote_code=args.trust_remote_code)
-        if getattr(config, "num_labels", 1) == 1:
-            return path
-        # A classifier of several classes: the parent would give it a new, untrained output.
-        scorer = RewardScorer.from_pretrained(function, setting="reward_funcs")
-        function = scorer.as_reward_function(function.rstrip("/").rpartition("/")[2])
-    if not callable(function):
-        raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
-    return guard_reward(function, args.nan_reward)

@@ -51,6 +51,18 @@ def _refuse_changed_sampling(sampling: dict[str, Any], advice: str) -> None:
             )
 
 
+def smallest_group(rows: int) -> int:
+    """The smallest group of at least two that divides the completions of a rollout: what the parent is shown while it
+    checks a configuration whose num_generations is 1. ValueError for a rollout of one completion.
+    """
+    if rows < 2:
+        raise ValueError(
+            "a rollout of one completion on each process is too small; nearest valid value: "
+            "--per_device_train_batch_size 2."
+        )
+    return next(size for size in range(2, rows + 1) if rows % size == 0)
+
+
 def check_model_sampling(model: Any, ours: dict[str, Any] | None) -> None:
     """ValueError for a model whose own generation_config changes the distribution where a run sets nothing: `generate`
     fills in from there what it is given as None. vLLM (`ours` is None) does not read it.

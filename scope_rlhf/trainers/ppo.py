@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
 
 from scope_rlhf.losses import fill_masked
@@ -44,7 +43,6 @@ class ScopePPOTrainer(CriticCheckpoints):
 
     algorithm = "ppo"
     args: ScopePPOConfig
-    accelerator: Any
 
     def __init__(self, model, reward_funcs=None, args: ScopePPOConfig | None = None, *, ref_model=None, **kwargs: Any):
         args = ScopePPOConfig("scope-ppo") if args is None else args
@@ -103,10 +101,6 @@ class ScopePPOTrainer(CriticCheckpoints):
                 self.value_head.active = False  # of a rollout's passes only the first, the policy's, needs values
         return result
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self._raw_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._raw_rewards
-
     def _sum(self, x: Tensor) -> Any:
         return self.accelerator.reduce(x, reduction="sum")
 
@@ -122,13 +116,8 @@ class ScopePPOTrainer(CriticCheckpoints):
         mask = rollout["completion_mask"] * rollout.get("tool_mask", 1)
         if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
             self._activate()
-            rows = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-            ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
-            attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
-            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-                old, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, attention, mask.size(1), rows)
-            rollout["old_per_token_logps"] = old
-        share = slice(self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask))
+            rollout["old_per_token_logps"] = self._rollout_log_probs(self.model, rollout)
+        share = self._share(len(mask))
         raw = self._raw_rewards[share]
         dropped = raw.isnan().all(dim=1)
         if self._raw_rewards.isnan().all(dim=1).any():
@@ -178,14 +167,6 @@ class ScopePPOTrainer(CriticCheckpoints):
         if training:  # an evaluation within a rollout leaves its stop as it is
             self.gate.stopped = False
         return rollout
-
-    def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
-        """Mean advantages in the table of completions (log_completions), where the parent put those of groups."""
-        whole = self.accelerator.gather(advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
-        shown = self._logs["advantages"]
-        for _ in whole[: len(shown)]:
-            shown.pop()
-        shown.extend(whole)
 
     def _warn_out_of_range(self, share: float) -> None:
         if share and not self._warned:
@@ -245,8 +226,3 @@ class ScopePPOTrainer(CriticCheckpoints):
             model.train()  # as the parent does after an evaluation, or metrics would go under eval
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.num_generations == 1:
-            self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
-        super().log(logs, start_time)

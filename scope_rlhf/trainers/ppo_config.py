@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from scope_rlhf.objectives import CriticLossFunction, make_trainer_objective
 from scope_rlhf.rl import AdaptiveKLController, FixedKLController
-from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, smallest_group
 from scope_rlhf.trainers.ppo_checks import (
     check_batches,
     check_choices,
@@ -94,7 +94,7 @@ class ScopePPOConfig(ScopeGRPOConfig):
         generations, self.beta = self.num_generations, self.kl_coef
         self.num_generations_eval = self.num_generations_eval or generations
         rows = self.per_device_train_batch_size * (self.steps_per_generation or 1)
-        self.num_generations = next(size for size in range(2, rows + 1) if rows % size == 0)
+        self.num_generations = smallest_group(rows)
         super().__post_init__()
         self.num_generations = generations
         rows = check_groups(self)

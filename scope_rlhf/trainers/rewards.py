@@ -7,6 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
+
+from scope_rlhf.models.loading import find_model
+from scope_rlhf.models.reward import RewardScorer
+from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig
+
 
 def check_rewards(
     name: str, rewards: Any, prompts: Sequence[Any], completions: Sequence[Any], nan_reward: str = "error"
@@ -100,3 +106,19 @@ def probe_reward(function: Callable[..., Any], rows: list[dict[str, Any]], eos_t
             "every other column of the dataset, trainer_state, log_extra and log_metric, so it needs **kwargs; "
             "--probe_rewards false skips the trial."
         ) from error
+
+
+def check_reward_function(function: Any, args: ScopeGRPOConfig) -> Any:
+    """A reward function under guard, a reward model, or the name of one; ValueError for anything else."""
+    if isinstance(function, nn.Module):
+        return function.eval()  # dropout would score one text twice differently
+    if isinstance(function, str):
+        path, config = find_model(function, "reward_funcs", trust_remote_code=args.trust_remote_code)
+        if getattr(config, "num_labels", 1) == 1:
+            return path
+        # A classifier of several classes: the parent would give it a new, untrained output.
+        scorer = RewardScorer.from_pretrained(function, setting="reward_funcs")
+        function = scorer.as_reward_function(function.rstrip("/").rpartition("/")[2])
+    if not callable(function):
+        raise ValueError(f"reward_funcs holds {function!r}, expected a function, a model, or the name of a model.")
+    return guard_reward(function, args.nan_reward)

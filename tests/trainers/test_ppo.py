@@ -456,7 +456,7 @@ def test_args_of_another_trainer_are_refused(tmp_path):
 
 
 def test_scope_without_whitening_warns(tmp_path):
-    with pytest.warns(UserWarning, match="whiten_advantages=False leaves advantages on the scale"):
+    with pytest.warns(UserWarning, match="whiten_advantages=False: advantages keep a scale"):
         make_trainer("ppo", tmp_path, objective="scope", whiten_advantages=False)
 
 
