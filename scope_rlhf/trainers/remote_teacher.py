@@ -173,8 +173,8 @@ class RemoteTeacher:
                 raise
             raise ValueError(
                 f"{error} The request held {len(sequences)} sequences of at most {max(map(len, sequences))} token ids: "
-                "where that is too much, lower --teacher_request_batch_size; where the server takes no token ids or gives "
-                f"no prompt log-probs, start one that does (`vllm serve {e.teacher_model_name_or_path}`)."
+                "where that is too much, lower --teacher_request_batch_size; where the server takes no token ids or "
+                f"gives no prompt log-probs, start one that does (`vllm serve {e.teacher_model_name_or_path}`)."
             ) from error
         except Failed as error:
             if error.status in (0, *TRANSIENT):
