@@ -27,6 +27,23 @@ def one_thread() -> None:
 
 
 @pytest.fixture
+def serve():
+    """serve(answer) starts a server on this machine (tests/servers.py) that is stopped after the test."""
+    from tests.servers import Server
+
+    servers = []
+
+    def start(answer):
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+@pytest.fixture
 def make_run(tmp_path):
     """make_run("name", ...) writes a run folder as a finished IMDB run leaves it, and returns its path."""
 

@@ -2,18 +2,13 @@
 
 import hashlib
 import json
-import math
-import os
-import random
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
 from tqdm import tqdm
 
 from scope_rlhf.evaluation.judges import (
@@ -25,13 +20,12 @@ from scope_rlhf.evaluation.judges import (
     fill_wording,
     read_verdict,
 )
+from scope_rlhf.runtime.endpoint import EndpointClient, Failed, Refused, check_endpoint
 from scope_rlhf.runtime.files import json_line, read_json_lines
 
-# Answers of a server that may be other ones a moment later.
-TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
 # Refusals that may concern one question, such as a text longer than the context.
-OF_THE_QUESTION = (400, 422)
-LONGEST_WAIT = 60.0
+OF_THE_QUESTION = (400, 413, 422)
+LEAST = {"max_new_tokens": 1, "concurrency": 1, "retries": 0}
 
 
 @dataclass
@@ -59,34 +53,9 @@ class EndpointConfig:
     seed: int | None = 0
 
     def __post_init__(self):
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"judge_base_url must begin with http:// or https://, got {self.base_url!r}; set --judge_base_url."
-            )
-        if self.api not in ("chat", "completions"):
-            raise ValueError(f"judge_api must be chat or completions, got {self.api!r}; set --judge_api.")
-        for name, least in (("max_new_tokens", 1), ("concurrency", 1), ("retries", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"judge_{name} must be at least {least}, got {getattr(self, name)}.")
-        if not self.timeout > 0:
-            raise ValueError(f"judge_timeout must be positive, got {self.timeout}.")
+        counts = {name: (getattr(self, name), least) for name, least in LEAST.items()}
+        check_endpoint("judge_", self.base_url, self.api, ("chat", "completions"), self.timeout, counts)
         check_wording(self.wording)
-
-    @property
-    def local(self) -> bool:
-        """Whether the server is on this machine."""
-        host = self.base_url.split("//", 1)[1].split("/", 1)[0].rsplit(":", 1)[0]
-        return host in ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
-
-    def key(self) -> str | None:
-        """The key from the environment; ValueError where it is missing and the server is not on this machine."""
-        key = os.environ.get(self.api_key_variable, "").strip()  # a line end would be no header
-        if not key and not self.local:
-            raise ValueError(
-                f"the judge at {self.base_url} needs a key: set the environment variable {self.api_key_variable} "
-                "(another name by --judge_api_key_variable)."
-            )
-        return key
 
 
 class EndpointJudge:
@@ -105,9 +74,17 @@ class EndpointJudge:
         self.config, self.cache = config, Path(cache)
         self.log = self.cache.with_suffix(".log.jsonl")
         self.name = f"{config.model} at {config.base_url}"
-        self._key = config.key()
+        self._client = EndpointClient(
+            "the judge",
+            "judge_",
+            "judge_model",
+            config.base_url,
+            config.api_key_variable,
+            config.timeout,
+            config.retries,
+            self._write_log,
+        )
         self._lock = threading.Lock()
-        self._waits = random.Random(0)
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         self._answers: dict[str, str] = {}
         if self.cache.exists():
@@ -128,12 +105,12 @@ class EndpointJudge:
             key, question = item
             try:
                 words = self._ask(question)
-            except _Refused as error:
+            except Refused as error:
                 if item is todo[0] or error.status not in OF_THE_QUESTION:
                     raise
                 failed[key] = str(error)
                 return
-            except _Failed as error:
+            except Failed as error:
                 failed[key] = str(error)
                 in_a_row += 1
                 if in_a_row >= max(10, 2 * self.config.concurrency):
@@ -205,43 +182,9 @@ class EndpointJudge:
 
     def _ask(self, question: str) -> str:
         """The words of one answer, after at most `retries` further attempts."""
-        said = ""
-        for attempt in range(self.config.retries + 1):
-            started = time.monotonic()
-            asked_to_wait = None
-            status, body = 0, {}
-            try:
-                response = requests.post(
-                    self.config.base_url.rstrip("/") + ("/chat/completions" if self._chat else "/completions"),
-                    json=self._request(question),
-                    headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                    timeout=self.config.timeout,
-                    # No proxy of the environment on the way to this machine.
-                    proxies={"http": "", "https": ""} if self.config.local else None,
-                )
-                status = response.status_code
-                if status in (400, 401, 403, 404, 422):
-                    raise _Refused(
-                        f"the judge at {self.config.base_url} refused the request with status {status}: "
-                        f"{response.text[:300]!r}. Check --judge_base_url, --judge_model, --judge_api and the key in "
-                        f"{self.config.api_key_variable}.",
-                        status,
-                    )
-                asked_to_wait = response.headers.get("Retry-After")
-                said = f"status {status}: {response.text[:200]}"
-                if status == 200:
-                    found = response.json()
-                    body = found if isinstance(found, dict) else {}
-                    return self._words(body)
-                if status not in TRANSIENT:
-                    break
-            except (requests.RequestException, KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
-                said = f"{type(error).__name__}: {error}" if not said or status != 200 else f"no answer in {said}"
-            finally:
-                self._write_log(status, time.monotonic() - started, body)
-            if attempt < self.config.retries:
-                time.sleep(self._wait(attempt, asked_to_wait))
-        raise _Failed(said)
+        return self._client.post(
+            "chat/completions" if self._chat else "completions", self._request(question), self._words
+        )
 
     @property
     def _chat(self) -> bool:
@@ -259,37 +202,11 @@ class EndpointJudge:
         words = choice["message"]["content"] if self._chat else choice["text"]
         return "" if words is None else str(words)
 
-    def _wait(self, attempt: int, asked: str | None) -> float:
-        try:
-            wait = float(asked or "")
-            if not math.isfinite(wait):
-                raise ValueError
-            return min(max(wait, 0.0), LONGEST_WAIT)
-        except ValueError:
-            with self._lock:
-                return min(2.0**attempt, LONGEST_WAIT) * (0.5 + self._waits.random() / 2)
-
-    def _write_log(self, status: int, seconds: float, body: dict[str, Any]) -> None:
-        usage = body.get("usage")
-        counts = [usage.get(n) if isinstance(usage, dict) else 0 for n in ("prompt_tokens", "completion_tokens")]
-        tokens = [count if isinstance(count, int) else 0 for count in counts]
-        cost = (tokens[0] * self.config.price_prompt + tokens[1] * self.config.price_completion) / 1e6
-        row = {"status": status, "seconds": round(seconds, 3), "prompt_tokens": tokens[0],
-               "completion_tokens": tokens[1], "cost": cost}  # fmt: skip
+    def _write_log(self, row: dict[str, Any]) -> None:
+        c = self.config
+        cost = (row["prompt_tokens"] * c.price_prompt + row["completion_tokens"] * c.price_completion) / 1e6
         with self._lock, self.log.open("a", encoding="utf-8") as file:
-            file.write(json_line(row))
-
-
-class _Refused(ValueError):
-    """A request that the server did not take."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
-
-
-class _Failed(Exception):
-    """A request without an answer after all attempts."""
+            file.write(json_line({**row, "cost": cost}))
 
 
 def _cut_last_line(path: Path) -> None:

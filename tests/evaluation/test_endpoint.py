@@ -1,66 +1,17 @@
 """The endpoint judge against a real server on this machine that fails in all the ways servers do."""
 
-import contextlib
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from scope_rlhf.evaluation import endpoint
 from scope_rlhf.evaluation.endpoint import EndpointConfig, EndpointJudge
 from scope_rlhf.evaluation.judges import Comparison
-
-
-class Server:
-    """`answer(number, body)` gives (status, payload, headers) of the number-th request; a str payload is sent as is."""
-
-    def __init__(self, answer):
-        self.requests = []
-        lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(server.requests)
-                    server.requests.append((self.path, body, dict(self.headers)))
-                status, payload, headers = answer(number, body)
-                data = (payload if isinstance(payload, str) else json.dumps(payload)).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                with contextlib.suppress(BrokenPipeError):  # the judge has given up waiting
-                    self.wfile.write(data)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+from scope_rlhf.runtime import endpoint
 
 
 def chat(words, **usage):
     return {"choices": [{"message": {"content": words}}], "usage": usage}
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(answer):
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import requests
 from scope_rlhf.evaluation.completions import System
 from scope_rlhf.evaluation.endpoint import EndpointConfig, EndpointJudge
 from scope_rlhf.evaluation.win_rate import compare
+from scope_rlhf.trainers.remote_teacher import RemoteTeacher, TeacherEndpoint
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 
 for module in ("fastapi", "uvicorn", "openai"):
@@ -85,3 +86,11 @@ def test_a_model_that_the_server_refuses_is_one_error(server, tmp_path):
     a, b = System("a", ["p"], ["x"]), System("b", ["p"], ["y"])
     with pytest.raises((ValueError, ConnectionError), match=r"refused the request|did not answer the first question"):
         compare(a, b, EndpointJudge(config, tmp_path / "cache.jsonl"))
+
+
+@pytest.mark.parametrize("api", ["prompt_logprobs", "echo"])
+def test_a_teacher_needs_a_server_with_prompt_log_probs_which_this_one_is_not(server, api):
+    url, model = server
+    teacher = RemoteTeacher(TeacherEndpoint(url, model, api, teacher_retries=0), tiny_tokenizer())
+    with pytest.raises(ValueError, match=f"gives no prompt log-probs, start one that does .`vllm serve {model}"):
+        teacher.probe()
