@@ -6,7 +6,7 @@ A file says which prompts; without one they are the dataset's, cut so that every
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +22,12 @@ from scope_rlhf.experiments.command_line import SettingsParser
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_policy, load_policy_tokenizer
 from scope_rlhf.runtime.environment import command_line, package_versions, source_commit
 from scope_rlhf.runtime.files import content_digest, write_json
-from scope_rlhf.runtime.settings import did_you_mean
+from scope_rlhf.runtime.settings import did_you_mean, option
 
 REFERENCES, SHUFFLED = "references", "shuffled-references"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 NUM_PROMPTS = 256
 Arguments = TypeVar("Arguments")
-
-
-def option(default: Any, text: str) -> Any:
-    """A setting with its default and its line of help."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

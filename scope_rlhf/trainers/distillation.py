@@ -26,6 +26,7 @@ from scope_rlhf.trainers.teachers import (
     Teacher,
     check_vocabulary,
     find_teacher,
+    vocabulary_size,
 )
 
 
@@ -77,7 +78,7 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         super().__init__(model, reward_funcs if verified else [_no_verifier], args, **kwargs)
         self._verified, self._warned = verified, False
         check_vocabulary(self._tokenizer, teacher, tokenizer)
-        self._teacher_vocabulary = None if teacher is None else teacher.config.get_text_config().vocab_size
+        self._teacher_vocabulary = vocabulary_size(teacher)
         self.teacher = self._make_teacher(teacher)
 
     def _make_teacher(self, model: Any) -> Teacher:
@@ -108,7 +109,7 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         # A group may span processes: its weights are those of all its completions.
         student, teacher, tokens = self.accelerator.gather(torch.stack([*rows, mask.sum(1)], dim=1).float()).unbind(1)
         _check_scores(teacher, tokens)
-        size = self.num_generations if training else self.num_generations_eval
+        size = int((self.num_generations if training else self.num_generations_eval) or 1)
         correct = self._correct().masked_fill(tokens == 0, torch.nan)
         if self.args.mode == "opd":
             weights = torch.zeros_like(student), (tokens > 0).to(student.dtype)
@@ -216,4 +217,8 @@ def _rollout_metrics(
         "groups_all_correct": (groups & (right | ~known).all(dim=1)).sum() / groups.sum(),
         "groups_all_wrong": (groups & ~right.any(dim=1)).sum() / groups.sum(),
     }
-    return {name: value for name, value in zip(found, torch.stack(list(found.values())).tolist()) if value == value}
+    return {
+        name: value
+        for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True)
+        if value == value
+    }

@@ -1,10 +1,11 @@
 """Configuration of dual-path on-policy distillation."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from scope_rlhf.rl.dual_path import NORMALIZATIONS
+from scope_rlhf.runtime.settings import option
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, smallest_group
 from scope_rlhf.trainers.remote_teacher import TeacherEndpoint
 
@@ -14,10 +15,6 @@ REDUCTIONS = {"token_mean": "dapo", "sequence_mean": "grpo", "fixed_horizon": "d
 DUAL_PATH_ONLY = ("weights", "reverse_weights", "tau", "normalization")
 # Settings of the parent that shape advantages, which are the weights and log-ratios here.
 OF_GRPO = ("scale_rewards", "multi_objective_aggregation")
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -45,36 +42,36 @@ other than 0 and 1 |
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*ScopeGRPOConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
-    mode: str = _option("dual_path", "dual_path, or opd: plain on-policy distillation.")
-    weights: str | None = _option(None, "Weighted branches: both, student, teacher or none; default both.")
-    reverse_weights: str = _option("none", "Branches whose weights are reversed, for ablation.")
-    tau: float = _option(1.0, "Temperature of the weights.")
-    normalization: str | None = _option(None, "mean or sum; default mean, and sum with reduction eq6.")
-    reduction: str = _option("token_mean", "token_mean, sequence_mean, fixed_horizon or eq6.")
-    correct_threshold: float | None = _option(None, "Reward from which a completion counts as correct; default .5.")
-    teacher_model_name_or_path: str | None = _option(
+    mode: str = option("dual_path", "dual_path, or opd: plain on-policy distillation.")
+    weights: str | None = option(None, "Weighted branches: both, student, teacher or none; default both.")
+    reverse_weights: str = option("none", "Branches whose weights are reversed, for ablation.")
+    tau: float = option(1.0, "Temperature of the weights.")
+    normalization: str | None = option(None, "mean or sum; default mean, and sum with reduction eq6.")
+    reduction: str = option("token_mean", "token_mean, sequence_mean, fixed_horizon or eq6.")
+    correct_threshold: float | None = option(None, "Reward from which a completion counts as correct; default .5.")
+    teacher_model_name_or_path: str | None = option(
         None, "Teacher: folder or Hub name; with teacher_base_url the model's name there."
     )
-    teacher_model_revision: str | None = _option(None, "Revision of the teacher on the Hub.")
-    teacher_model_init_kwargs: dict[str, Any] | str | None = _option(
-        None, "Arguments of from_pretrained for the teacher as JSON, such as '{\"dtype\": \"bfloat16\"}'."
+    teacher_model_revision: str | None = option(None, "Revision of the teacher on the Hub.")
+    teacher_model_init_kwargs: dict[str, Any] | str | None = option(
+        None, 'Arguments of from_pretrained for the teacher as JSON, such as \'{"dtype": "bfloat16"}\'.'
     )
-    teacher_adapter_name: str | None = _option(
+    teacher_adapter_name: str | None = option(
         None,
         "Adapter of the student's own model that is the teacher; with teacher_model_name_or_path it is loaded from "
         "there. No second model.",
     )
-    teacher_temperature: float | None = _option(None, "Temperature of the teacher; default: temperature.")
-    teacher_base_url: str | None = _option(
+    teacher_temperature: float | None = option(None, "Temperature of the teacher; default: temperature.")
+    teacher_base_url: str | None = option(
         None, "OpenAI-compatible endpoint with prompt log-probs, up to /v1, such as http://127.0.0.1:8000/v1."
     )
-    teacher_api: str = _option("prompt_logprobs", "prompt_logprobs (vLLM) or echo (as once OpenAI, llama.cpp).")
-    teacher_api_key_variable: str = _option("OPENAI_API_KEY", "Environment variable with the endpoint's key.")
-    teacher_timeout: float = _option(120.0, "Seconds for one request.")
-    teacher_retries: int = _option(5, "Further attempts after a transient failure.")
-    teacher_concurrency: int = _option(8, "Requests at once.")
-    teacher_request_batch_size: int = _option(16, "Completions in one request.")
-    teacher_cache: bool = _option(True, "Keep the endpoint's answers in output_dir/teacher_cache.")
+    teacher_api: str = option("prompt_logprobs", "prompt_logprobs (vLLM) or echo (as once OpenAI, llama.cpp).")
+    teacher_api_key_variable: str = option("OPENAI_API_KEY", "Environment variable with the endpoint's key.")
+    teacher_timeout: float = option(120.0, "Seconds for one request.")
+    teacher_retries: int = option(5, "Further attempts after a transient failure.")
+    teacher_concurrency: int = option(8, "Requests at once.")
+    teacher_request_batch_size: int = option(16, "Completions in one request.")
+    teacher_cache: bool = option(True, "Keep the endpoint's answers in output_dir/teacher_cache.")
 
     def __post_init__(self):
         self._check_choices()
@@ -97,9 +94,7 @@ other than 0 and 1 |
         given = type(self).__dataclass_fields__["loss_type"].default
         if self.loss_type not in (given, REDUCTIONS[self.reduction]):
             named = next((name for name, kind in REDUCTIONS.items() if kind == self.loss_type), "token_mean")
-            raise ValueError(
-                f"loss_type={self.loss_type!r} is the reduction of GRPO; here it is --reduction {named}."
-            )
+            raise ValueError(f"loss_type={self.loss_type!r} is the reduction of GRPO; here it is --reduction {named}.")
         self.loss_type = REDUCTIONS[self.reduction]
 
     def _check_choices(self) -> None:
@@ -166,8 +161,8 @@ other than 0 and 1 |
     def _check_group_of_one(self) -> None:
         if self.mode == "dual_path" and self.weights != "none":
             raise ValueError(
-                f"num_generations=1 with weights={self.weights!r}: in a group of one every weight is 1, so that nothing "
-                "would be weighted. Set --num_generations to 2 or more, --weights none, or --mode opd."
+                f"num_generations=1 with weights={self.weights!r}: in a group of one every weight is 1, so nothing is "
+                "weighted. Set --num_generations to 2 or more, --weights none, or --mode opd."
             )
 
     def _changed(self, names) -> list[str]:

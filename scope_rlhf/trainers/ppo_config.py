@@ -1,10 +1,11 @@
 """Configuration of PPO with any objective and any critic."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from scope_rlhf.objectives import CriticLossFunction, make_trainer_objective
 from scope_rlhf.rl import AdaptiveKLController, FixedKLController
+from scope_rlhf.runtime.settings import option
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, smallest_group
 from scope_rlhf.trainers.ppo_checks import (
     check_batches,
@@ -14,10 +15,6 @@ from scope_rlhf.trainers.ppo_checks import (
     check_numbers,
     critic_loss,
 )
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -33,57 +30,57 @@ class ScopePPOConfig(ScopeGRPOConfig):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*ScopeGRPOConfig._VALID_DICT_FIELDS, "critic_kwargs"]
-    num_generations: int = _option(1, "Completions of one prompt; 1 will do with a critic.")
-    num_ppo_epochs: int = _option(4, "Passes over each rollout.")
-    num_mini_batches: int = _option(1, "Minibatches, that is optimizer steps, in one pass.")
-    total_episodes: int | None = _option(None, "Completions to sample in all; sets max_steps.")
-    advantage_estimator: str = _option("gae", "gae (critic), rloo (leave-one-out) or group (group-relative).")
-    critic: str | None = _option(None, "mse, hl_gauss or two_hot; default mse with gae, none otherwise.")
-    critic_kwargs: dict[str, Any] | str | None = _option(
+    num_generations: int = option(1, "Completions of one prompt; 1 will do with a critic.")
+    num_ppo_epochs: int = option(4, "Passes over each rollout.")
+    num_mini_batches: int = option(1, "Minibatches, that is optimizer steps, in one pass.")
+    total_episodes: int | None = option(None, "Completions to sample in all; sets max_steps.")
+    advantage_estimator: str = option("gae", "gae (critic), rloo (leave-one-out) or group (group-relative).")
+    critic: str | None = option(None, "mse, hl_gauss or two_hot; default mse with gae, none otherwise.")
+    critic_kwargs: dict[str, Any] | str | None = option(
         None, 'Parameters of the critic as JSON, for example \'{"v_min": -1, "v_max": 1}\'.'
     )
-    critic_backbone: str = _option(
+    critic_backbone: str = option(
         "shared", "shared (the policy's), adapter (a LoRA of its own on the same base) or model."
     )
-    critic_model_name_or_path: str | None = _option(
+    critic_model_name_or_path: str | None = option(
         None, "Model that a critic with critic_backbone=model starts from; a reward model."
     )
-    critic_path: str | None = _option(
+    critic_path: str | None = option(
         None, "Folder of a saved critic, or a checkpoint of TRL <= 1.12 with v_head.*, to start from."
     )
-    initial_value: float | None = _option(
+    initial_value: float | None = option(
         None, "What a new critic says at the start; default 0, or the middle of a support."
     )
-    vf_coef: float = _option(0.1, "Coefficient of the critic's loss.")
-    critic_learning_rate: float | None = _option(None, "Rate of the critic's own weights; default: learning_rate.")
-    cliprange: float | None = _option(None, "Clip of the probability ratio; default: the objective's (.2).")
-    cliprange_value: float | None = _option(None, "Clip of the value, mse only; default .2.")
-    gamma: float = _option(1.0, "Discount per token.")
-    lam: float = _option(0.95, "Lambda of generalised advantage estimation.")
-    kl_coef: float = _option(0.05, "Coefficient of the KL penalty in the reward.")
-    kl_target: float | None = _option(
+    vf_coef: float = option(0.1, "Coefficient of the critic's loss.")
+    critic_learning_rate: float | None = option(None, "Rate of the critic's own weights; default: learning_rate.")
+    cliprange: float | None = option(None, "Clip of the probability ratio; default: the objective's (.2).")
+    cliprange_value: float | None = option(None, "Clip of the value, mse only; default .2.")
+    gamma: float = option(1.0, "Discount per token.")
+    lam: float = option(0.95, "Lambda of generalised advantage estimation.")
+    kl_coef: float = option(0.05, "Coefficient of the KL penalty in the reward.")
+    kl_target: float | None = option(
         None, "KL per sequence (nats) that an adaptive kl_coef aims at; default: kl_coef is fixed."
     )
-    kl_horizon: int = _option(10000, "Sequences over which the adaptive kl_coef moves.")
-    whiten_rewards: bool = _option(False, "Give the token rewards unit spread, keeping their mean.")
-    whiten_advantages: bool | None = _option(
+    kl_horizon: int = option(10000, "Sequences over which the adaptive kl_coef moves.")
+    whiten_rewards: bool = option(False, "Give the token rewards unit spread, keeping their mean.")
+    whiten_advantages: bool | None = option(
         None, "z-score the advantages over the global batch; default: on, except for group."
     )
-    missing_eos_penalty: float | None = _option(None, "Subtracted from the score of a completion that was cut.")
-    missing_eos_score: float | None = _option(None, "Score of a completion that was cut, in place of its own.")
-    score_clip: float | None = _option(None, "Clip the score to +- this, after scaling.")
-    use_score_scaling: bool = _option(False, "Divide scores by their running spread.")
-    use_score_norm: bool = _option(False, "With use_score_scaling: subtract their running mean first.")
-    target_kl: float | None = _option(
+    missing_eos_penalty: float | None = option(None, "Subtracted from the score of a completion that was cut.")
+    missing_eos_score: float | None = option(None, "Score of a completion that was cut, in place of its own.")
+    score_clip: float | None = option(None, "Clip the score to +- this, after scaling.")
+    use_score_scaling: bool = option(False, "Divide scores by their running spread.")
+    use_score_norm: bool = option(False, "With use_score_scaling: subtract their running mean first.")
+    target_kl: float | None = option(
         None, "Skip the rest of a rollout's updates once the mean approx_kl of a minibatch is above this."
     )
-    value_warmup_steps: int = _option(0, "Optimizer steps that train the critic only.")
-    target_coef: float = _option(
+    value_warmup_steps: int = option(0, "Optimizer steps that train the critic only.")
+    target_coef: float = option(
         0.0, "Coefficient of the mean NLL of reference completions (column target_column); 0: off."
     )
-    target_column: str = _option("completion", "Dataset column with the reference completions.")
-    stop_token: str | None = _option(None, "'eos', or a text of one token at which completions end too.")
-    stop_token_id: int | None = _option(None, "The same by its id.")
+    target_column: str = option("completion", "Dataset column with the reference completions.")
+    stop_token: str | None = option(None, "'eos', or a text of one token at which completions end too.")
+    stop_token_id: int | None = option(None, "The same by its id.")
 
     def __post_init__(self):
         self._check_numbers()

@@ -1,4 +1,4 @@
-"""Where a distillation's teacher scores completions: a model on this machine, an adapter of the student, an endpoint."""
+"""Where the teacher of a distillation scores completions: a model here, an adapter of the student, an endpoint."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,6 +124,11 @@ def find_teacher(
     return None, tokenizer
 
 
+def vocabulary_size(teacher: Any) -> int | None:
+    """Tokens of a teacher on this machine; None without one."""
+    return None if teacher is None else teacher.config.get_text_config().vocab_size
+
+
 def check_vocabulary(
     student: PreTrainedTokenizerBase, teacher: nn.Module | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
@@ -138,7 +143,7 @@ def check_vocabulary(
                 "Completions go to the teacher as token ids, so both need one vocabulary; set "
                 f"{SETTING} to a model of the student's family."
             )
-    size = None if teacher is None else teacher.config.get_text_config().vocab_size  # pyright: ignore
+    size = vocabulary_size(teacher)
     if size is not None and size < len(student):
         raise ValueError(
             f"the teacher knows {size} tokens, the student's tokenizer has {len(student)}: the teacher could not score "
