@@ -178,8 +178,12 @@ def problem_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def make_verifier(name: str, setting: str = "--verifier") -> Verifier:
-    """The verifier of that name, or the function of `path/to/file.py:function` or `module:function`."""
+    """The verifier of that name, or the function of `path/to/file.py:function` or `module:function`.
+
+    ImportError for a verifier whose package is missing, ValueError for one that is not there or does not load.
+    """
     if name in VERIFIERS:
+        VERIFIERS[name](prompts=[], completions=[], answer=[])  # a missing package is told before anything is sampled
         return VERIFIERS[name]
     if ":" not in name:
         meant = did_you_mean(name, VERIFIERS) or f"; valid: {', '.join(VERIFIERS)}, FILE.py:FUNCTION, MODULE:FUNCTION."

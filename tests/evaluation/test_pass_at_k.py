@@ -101,9 +101,7 @@ def test_a_chat_template_wraps_the_prompt_that_the_model_sees_and_not_that_of_th
     with pytest.raises(ValueError, match="m: its tokenizer has no chat template; leave --use_chat_template out"):
         draw(model, tokenizer, use_chat_template=True)
     chatty = character_tokenizer()
-    chatty.chat_template = (
-        "{% for m in messages %}12{{ m.content }}{% endfor %}{% if add_generation_prompt %}3{% endif %}"
-    )
+    chatty.chat_template = "12{{ messages[0].content }}{% if add_generation_prompt %}3{% endif %}"
     talked = draw(model, chatty, 2, use_chat_template=True)
     by_hand = sample(model, tokenizer, [f"12{p}3" for p in PROMPTS], 2, name="m", max_new_tokens=6, show_progress=False)
     assert talked.completions == by_hand.completions and talked.prompts == PROMPTS
@@ -178,7 +176,7 @@ def test_verifiers_are_found_by_name_or_loaded(tmp_path):
     assert make_verifier(f"{tmp_path / 'mine.py'}:right")(["p"], ["c"]) == [1.0]
     assert make_verifier("scope_rlhf.data.verifiers:exact_answer") is exact_answer
     for name, message in [
-        ("exact_anwser", "--verifier='exact_anwser' is no verifier, did you mean exact_answer?"),
+        ("exact_anwser", "--verifier='exact_anwser' is no verifier, did you mean exact_answer or math_answer?"),
         ("xyz", "is no verifier; valid: exact_answer, math_answer, FILE.py:FUNCTION, MODULE:FUNCTION."),
         (f"{tmp_path / 'mine.py'}:wrong", "has no function 'wrong'"),
         (f"{tmp_path / 'no.py'}:f", "no file"),
