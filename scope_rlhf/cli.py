@@ -5,7 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from scope_rlhf import __version__
-from scope_rlhf.cli_help import CONTROL_HELP, EVALUATE_HELP, GRPO_HELP, PPO_HELP, VISION_HELP, WINRATE_HELP
+from scope_rlhf.cli_help import (
+    CONTROL_HELP,
+    EVALUATE_HELP,
+    GRPO_HELP,
+    PASSK_HELP,
+    PPO_HELP,
+    VISION_HELP,
+    WINRATE_HELP,
+)
 from scope_rlhf.runtime.launch import run_main
 
 
@@ -15,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands except the flags of grpo, ppo, control, winrate and evaluate, which the experiments parse."""
+    """All commands, without the flags of those that the experiments parse."""
     parser = argparse.ArgumentParser(
         prog="scope-rlhf",
         description="RLHF with exchangeable policy objectives.",
@@ -30,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("vision", help="image classification with any objective, long tails", add_help=False)
     commands.add_parser("winrate", help="compare two systems by a judge", add_help=False)
     commands.add_parser("evaluate", help="rewards, KL and ROUGE of systems; over-optimisation of runs", add_help=False)
+    commands.add_parser("passk", help="Avg@k and Pass@k of systems on verifiable problems", add_help=False)
 
     objectives = commands.add_parser(
         "objectives",
@@ -71,7 +80,7 @@ def _dispatch(argv: list[str]) -> int | None:
         return _control(argv[1:])
     if argv and argv[0] == "vision":
         return _vision(argv[1:])
-    if argv and argv[0] in ("winrate", "evaluate"):
+    if argv and argv[0] in ("winrate", "evaluate", "passk"):
         return _measure(argv[0], argv[1:])
     arguments = build_parser().parse_args(argv)
     if arguments.command == "objectives":
@@ -108,10 +117,12 @@ def _vision(argv: list[str]) -> int:
 
 def _measure(command: str, argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
-        print(WINRATE_HELP if command == "winrate" else EVALUATE_HELP, end="")
+        print({"winrate": WINRATE_HELP, "evaluate": EVALUATE_HELP, "passk": PASSK_HELP}[command], end="")
         return 0
     if command == "winrate":
         from scope_rlhf.experiments.win_rate import main
+    elif command == "passk":
+        from scope_rlhf.experiments.passk import main
     else:
         from scope_rlhf.experiments.evaluate import main
 

@@ -235,3 +235,41 @@ runs
 """
     + PROMPTS_HELP
 )
+
+PASSK_HELP = """\
+usage: scope-rlhf passk --model_name_or_path A [B ...] [--dataset_name NAME] [--flag value ...]
+
+Avg@k and Pass@k (unbiased, with intervals over prompts) of systems on the same verifiable problems, the paired
+difference to the first one, a table and the curve over k. Unknown flags are errors.
+
+systems
+  --model_name_or_path SYSTEM ...   models (Hub name, folder, adapter, embedded name) or files of completions (.jsonl,
+                                    .json, .csv, .parquet: prompt, completion, and correct or answer)
+  --names NAME ...                  what the results call them
+
+problems (those of the first file of completions, where there is one)
+  --dataset_name NAME               arithmetic (default), letters, a Hub math set such as HuggingFaceH4/MATH-500, a file
+                                    or folder
+  --task_kwargs JSON                of arithmetic and letters, such as '{"digits": [2, 3], "operators": "+-*"}'
+  --dataset_test_split NAME         default: test          --dataset_config NAME
+  --prompt_column NAME              default: prompt, problem or question
+  --answer_column NAME              default: answer, final_answer or solution
+  --instruction TEXT                stands behind each prompt of a Hub set or files
+  --num_prompts N                   default: 256 of a dataset, all of a file; 0: all
+
+verifier
+  --verifier NAME                   exact_answer (default of arithmetic and letters), math_answer (default of others,
+                                    needs `pip install "scope-rlhf[math]"`), FILE.py:FUNCTION or MODULE:FUNCTION, a
+                                    reward function as of TRL; given, it replaces the column correct of files
+  --correct_threshold X             for verifiers with other numbers than 0 and 1: right from X on
+
+completions of models
+  --num_samples N                   of each prompt, default 32   --k N ...   default: those of 1 8 32 up to the samples
+  --temperature X                   default 1; 0 with --num_samples 1 is the greedy accuracy
+  --max_new_tokens N                default 48             --use_chat_template true
+  --batch_size N                    --dtype float32|bfloat16|float16|auto
+
+run
+  --output_dir DIR                  the same one again goes on with the systems that are not done
+  --confidence X                    --seed N
+"""

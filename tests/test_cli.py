@@ -59,7 +59,7 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("grpo", "ppo", "winrate", "objectives", "env", "report", "frontier"):
+    for command in ("grpo", "ppo", "winrate", "passk", "objectives", "env", "report", "frontier"):
         assert f"  {command}" in text
 
 

@@ -172,5 +172,6 @@ def check_room(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_token
     if positions is not None and max(lengths) + max_new_tokens > positions:
         raise ValueError(
             f"{name}: prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, with {max_new_tokens} new ones "
-            f"more than the {positions} positions of the model; lower --max_prompt_length or --max_new_tokens."
+            f"more than the {positions} positions of the model; shorten the prompts "
+            "(winrate, evaluate: --max_prompt_length) or lower --max_new_tokens."
         )

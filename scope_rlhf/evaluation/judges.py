@@ -5,16 +5,16 @@ which system wrote what; evaluation.win_rate shows every pair in both orders. ev
 an OpenAI-compatible endpoint.
 """
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 from tqdm import tqdm
+
+from scope_rlhf.runtime.functions import load_function
 
 FIRST, SECOND, TIE, INVALID = "first", "second", "tie", "invalid"
 
@@ -141,22 +141,8 @@ class FunctionJudge:
 
 
 def load_function_judge(spec: str, setting: str = "--judge_function") -> FunctionJudge:
-    """The judge of `file.py:function`. ValueError for a file or a function that is not there or does not import."""
-    file, _, name = spec.rpartition(":")
-    path = Path(file).expanduser()
-    if not name or not file or not path.is_file():
-        raise ValueError(f"{setting}={spec!r}: expected FILE.py:FUNCTION, and no file {file!r} was found.")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{setting}={spec!r}: {path} does not import ({type(error).__name__}: {error}).") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{setting}={spec!r}: {path} has no function {name!r}.")
-    return FunctionJudge(function, spec)
+    """The judge of `file.py:function` or `module:function`. ValueError as of load_function."""
+    return FunctionJudge(load_function(spec, setting), spec)
 
 
 class PipelineJudge:

@@ -31,19 +31,25 @@ Arguments = TypeVar("Arguments")
 
 
 @dataclass
-class PromptArguments:
-    """Prompts, and how models complete them."""
+class SamplingArguments:
+    """How many prompts, and how models complete them."""
 
-    dataset_name: str = option(EMBEDDED_DOCUMENTATION, "Prompts for models, and references.")
-    dataset_test_split: str | None = option(None, "Split; default: validation (documentation: its part eval).")
     num_prompts: int | None = option(None, f"Prompts; default: {NUM_PROMPTS} of a dataset, all of a file. 0: all.")
-    max_prompt_length: int = option(192, "Tokens; a longer prompt of a dataset ends at its last line break that fits.")
     max_new_tokens: int = option(48, "Tokens of a completion.")
     temperature: float = option(0.0, "Temperature of the completions; 0 is greedy.")
     batch_size: int = option(64, "Completions that are generated at once.")
     dtype: str = option("float32", f"Of the models: {', '.join(DTYPES)}.")
     confidence: float = option(0.95, "Of the intervals.")
     seed: int = option(0, "Order of the prompts, sampling and bootstrap.")
+
+
+@dataclass
+class PromptArguments(SamplingArguments):
+    """Prompts of a summarisation dataset, and how models complete them."""
+
+    dataset_name: str = option(EMBEDDED_DOCUMENTATION, "Prompts for models, and references.")
+    dataset_test_split: str | None = option(None, "Split; default: validation (documentation: its part eval).")
+    max_prompt_length: int = option(192, "Tokens; a longer prompt of a dataset ends at its last line break that fits.")
 
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str | None) -> Arguments:
@@ -59,7 +65,15 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str | None) -> Argum
 
 def check_prompt_arguments(arguments: PromptArguments) -> None:
     """ValueError for numbers out of range."""
-    for name, least in (("max_new_tokens", 1), ("max_prompt_length", 1), ("num_prompts", 0), ("batch_size", 1)):
+    length = arguments.max_prompt_length
+    if length < 1:
+        raise ValueError(f"max_prompt_length must be at least 1, got {length}; set --max_prompt_length.")
+    check_sampling_arguments(arguments)
+
+
+def check_sampling_arguments(arguments: SamplingArguments) -> None:
+    """ValueError for numbers out of range."""
+    for name, least in (("max_new_tokens", 1), ("num_prompts", 0), ("batch_size", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}; set --{name}.")

@@ -108,7 +108,7 @@ def test_a_function_judge_comes_from_a_file_outside_the_repository(tmp_path):
     for spec, message in [
         (f"{file}:longer", "has no function 'longer'"),
         (str(file), "expected FILE.py:FUNCTION"),
-        (f"{tmp_path}/no.py:f", "expected FILE.py:FUNCTION, and no file"),
+        (f"{tmp_path}/no.py:f", "expected FILE.py:FUNCTION or MODULE:FUNCTION, and no file"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_function_judge(spec)
