@@ -24,7 +24,8 @@ APIS: dict[str, dict[str, Any]] = {
 # Refusals that may be of a request that is too large.
 OF_THE_SIZE = (400, 413, 422)
 LEAST = {"retries": 0, "concurrency": 1, "request_batch_size": 1}
-PROBE = "The answer is 12."
+# Token ids of the probe.
+PROBE_LENGTH = 16
 # What vLLM writes in the place of minus infinity, which JSON lacks.
 INFINITE = -9999.0
 # A log-prob that float arithmetic has put above 0; a logit is above it somewhere.
@@ -128,12 +129,11 @@ class RemoteTeacher:
         return [known[key].tolist() for key in keys]
 
     def probe(self) -> None:
-        """Ask for a short text, past the cache. ValueError where the server gives no log-probs of a prompt, knows the
-        ids by other texts, or takes no notice of the temperature.
+        """Ask for ids from all over the vocabulary, past the cache. ValueError where the server gives no log-probs of a
+        prompt, knows an id by another text or not at all, or takes no notice of the temperature.
         """
-        ids = self.tokenizer.encode(PROBE, add_special_tokens=False)
-        if len(ids) < 3:  # a vocabulary that lacks the letters
-            ids = list(range(min(4, len(self.tokenizer))))
+        spread = np.linspace(0, self.tokenizer.vocab_size - 1, PROBE_LENGTH).astype(int).tolist()
+        ids = [token for token in spread if token not in self._special]
         sequences = [ids, ids[::-1]][: self.endpoint.teacher_request_batch_size]
         starts = [1] * len(sequences)
         plain = np.concatenate(self._ask(sequences, starts, 1.0))
@@ -253,12 +253,12 @@ class RemoteTeacher:
             return True
         if text.startswith("token_id:"):
             return text == f"token_id:{token}"
-        said = _plain(text)
+        said = text.strip()
         if not said or "\ufffd" in said or said.startswith("bytes:") or (said[0] == "<" and said[-1] == ">"):
             return True
         if token not in self._texts:
-            entry = self.tokenizer.convert_ids_to_tokens(token)
-            self._texts[token] = {_plain(self.tokenizer.decode([token])), _plain(str(entry or ""))}
+            forms = (self.tokenizer.decode([token]), self.tokenizer.convert_ids_to_tokens(token))
+            self._texts[token] = {str(form or "").strip() for form in forms}
         ours = self._texts[token]
         return said in ours or "" in ours or any("\ufffd" in one for one in ours)
 
@@ -274,8 +274,3 @@ class RemoteTeacher:
             f"the teacher at {self.endpoint.teacher_base_url} {what}. Check --teacher_base_url, "
             "--teacher_model_name_or_path and --teacher_api."
         )
-
-
-def _plain(text: str) -> str:
-    """Without spaces at both ends, also those that vocabularies write as Ġ and ▁."""
-    return text.replace("Ġ", " ").replace("▁", " ").strip()

@@ -9,7 +9,9 @@ import time
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
 
 from scope_rlhf.runtime import endpoint
 from scope_rlhf.trainers.remote_teacher import RemoteTeacher, TeacherEndpoint
@@ -182,6 +184,13 @@ def test_a_refusal_is_one_error_that_names_the_teachers_settings(serve, status):
     assert size == (status in (400, 413))
 
 
+def test_after_a_refusal_the_other_requests_are_not_sent(serve):
+    server = serve(lambda number, body: (401, {}, {}))
+    with pytest.raises(ValueError, match="status 401"):
+        teacher_of(server, request_batch_size=1, concurrency=2).log_probs([[1, 2, i] for i in range(60)], [1] * 60)
+    assert len(server.requests) < 30
+
+
 def test_a_server_that_nobody_runs_is_a_connection_error():
     with pytest.raises(ConnectionError, match="the teacher at .* failed: .*Check --teacher_base_url"):
         teacher_of("http://127.0.0.1:9/v1", retries=1).probe()
@@ -224,6 +233,11 @@ def lacking(payload):
     return payload
 
 
+def added(payload):
+    payload["choices"].append(payload["choices"][0])
+    return payload
+
+
 def doubled(payload):
     payload["choices"][1]["index"] = 0
     return payload
@@ -235,6 +249,7 @@ def doubled(payload):
         (without_prompt_logprobs, "without log-probs of the prompt.*`vllm serve teacher-1`.*--teacher_api echo"),
         (cut, "gave 3 prompt log-probs for 4 token ids: the prompt is cut"),
         (lacking, r"answered choices \[0, 2, 3, 4, 5\] to 6 sequences"),
+        (added, r"answered choices \[0, 1, 2, 3, 4, 5\] to 6 sequences"),
         (doubled, r"answered choices \[0, 2, 3, 4, 5\] to 6 sequences"),
         (changed(2, {"7": {"logprob": -1.0}}), "gave no log-prob of token .* at position 2, but .*another tokenizer"),
         (changed(2, {}), "gave no log-prob of token .* at position 2"),
@@ -247,7 +262,7 @@ def doubled(payload):
         (changed(2, logprob=-9999.0), "gave -9999.0 as the log-prob"),
         (changed(2, logprob=None), "gave None as the log-prob"),
         (changed(2, logprob="-1"), "gave '-1' as the log-prob"),
-        (changed(2, logprob=True), "gave True as the log-prob"),
+        (changed(2, logprob=False), "gave False as the log-prob"),
         (changed(2, logprob=3.5), "gave 3.5 as the log-prob.*--logprobs-mode raw_logprobs"),
     ],
 )
@@ -299,23 +314,19 @@ def test_a_wrong_echo_is_an_error(serve, change, message):
         teacher_of(serve(answering(change, form=echo)), api="echo").log_probs(SEQUENCES, STARTS)
 
 
-def sentencepiece_entry(ids):
-    return TOKENIZER.decode(ids).replace(" ", "▁")
-
-
 @pytest.mark.parametrize(
     "text",
     [
         lambda ids: TOKENIZER.convert_ids_to_tokens(ids)[0],
         lambda ids: TOKENIZER.decode(ids).strip(),
-        sentencepiece_entry,
+        lambda ids: TOKENIZER.decode(ids).replace("\ufffd", "\u2013"),
         lambda ids: f"token_id:{ids[0]}",
         lambda ids: None,
         lambda ids: "\ufffd",
         lambda ids: "<0xE2>",
         lambda ids: "bytes:\\xe2",
     ],
-    ids=["vocabulary", "stripped", "sentencepiece", "id", "none", "replacement", "byte", "bytes"],
+    ids=["vocabulary", "stripped", "corrected", "id", "none", "replacement", "byte", "bytes"],
 )
 def test_no_way_of_writing_a_token_is_taken_for_another_tokenizer(serve, text):
     # Also a character of several tokens, a line end, and a special token that the server calls by another name.
@@ -332,6 +343,27 @@ def test_a_server_that_takes_no_notice_of_the_temperature_is_found_by_the_probe(
         teacher_of(server, temperature=0.6).probe()
     assert [body["temperature"] for _, body, _ in server.requests] == [1.0, 1.0, 0.6]
     teacher_of(serve(answering()), temperature=1.01).probe()
+
+
+def test_the_probe_sends_no_more_sequences_than_a_request_may_hold_and_works_for_any_vocabulary(serve):
+    digits = Tokenizer(models.WordLevel({str(i): i for i in range(10)}, unk_token=None))
+    teacher = RemoteTeacher(
+        TeacherEndpoint(serve(answering(text=lambda ids: str(ids[0]))).url, "m", teacher_request_batch_size=1),
+        PreTrainedTokenizerFast(tokenizer_object=digits),
+    )
+    teacher.probe()
+    server = serve(answering())
+    for size in (1, 2, 16):
+        teacher_of(server, request_batch_size=size).probe()
+    assert [len(body["prompt"]) for _, body, _ in server.requests] == [1, 2, 2]
+    ids = server.requests[-1][1]["prompt"][0]
+    assert max(ids) == len(TOKENIZER) - 1 and not set(ids) & set(TOKENIZER.all_special_ids)
+
+
+def test_another_tokenizer_is_found_by_the_probe(serve):
+    server = serve(answering(text=lambda ids: TOKENIZER.decode([(ids[0] + 1) % len(TOKENIZER)])))
+    with pytest.raises(ValueError, match="knows token .* it has another tokenizer"):
+        teacher_of(server).probe()
 
 
 @pytest.mark.parametrize("api", ["prompt_logprobs", "echo"])
