@@ -16,9 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from scope_rlhf.experiments.vision_table import cell_argv, expand_rows, run_cells  # noqa: E402
-from scope_rlhf.metrics import student_interval  # noqa: E402
+from scope_rlhf.metrics import (  # noqa: E402
+    SeedResult,
+    compare,
+    student_interval,
+)
 from scope_rlhf.reports.markdown import inline_code, markdown_table  # noqa: E402
-from scope_rlhf.reports.vision_table import SeedResult, compare, read_results, write_vision_table  # noqa: E402
+from scope_rlhf.reports.seed_table import read_results  # noqa: E402
+from scope_rlhf.reports.vision_table import write_vision_table  # noqa: E402
 from scope_rlhf.runtime import read_json_lines, write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"

@@ -123,7 +123,8 @@ def test_every_flag_of_vision_in_the_readme_and_in_the_help_is_there_and_the_hel
 
 
 def test_the_figures_of_vision_in_the_readme_are_those_of_the_records():
-    from scope_rlhf.reports.vision_table import compare, read_results
+    from scope_rlhf.metrics import compare
+    from scope_rlhf.reports.seed_table import read_results
 
     tables = [read_results(ROOT / f"benchmarks/results/vision_{name}.jsonl") for name in ("ratio50", "ratio100")]
     rows = re.findall(r"\n\| `(\w+)`(?: \([^)]*\))?(?: \+ `(\w+)`)? \|([^\n]*)", vision_section())

@@ -88,13 +88,12 @@ def _train(shape: TaskModel, rows: Dataset, folder: Path, seed: int, quiet: bool
         report_to="none", dataloader_pin_memory=False, disable_tqdm=quiet, weight_decay=0.01,
     )  # fmt: skip
     with RunFolder(folder) as run:
-        trainer = SFTTrainer(
-            make_model(shape, tokenizer, seed), args=training, train_dataset=rows, processing_class=tokenizer
-        )
+        model = make_model(shape, tokenizer, seed)
+        trainer = SFTTrainer(model, args=training, train_dataset=rows, processing_class=tokenizer)
         quiet_callbacks(trainer, run)
         checkpoint = newest_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(folder / "model"))
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(folder / "model")
-    return {"parameters": trainer.model.num_parameters(), "loss": trainer.state.log_history[-1].get("train_loss")}
+    return {"parameters": model.num_parameters(), "loss": trainer.state.log_history[-1].get("train_loss")}

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from scope_rlhf.experiments.command_line import is_given, read_config, spell, take_config
+from scope_rlhf.experiments.jobs import run_jobs
 from scope_rlhf.experiments.vision_arguments import settings_of
 from scope_rlhf.runtime.settings import json_object
 from scope_rlhf.vision.config import VisionConfig
@@ -147,32 +146,11 @@ def cell_argv(row: str, argv: Sequence[str], output: Path, seed: int) -> list[st
 
 def run_cells(cells: Sequence[tuple[str, int, list[str], str | None]], jobs: int, quiet: bool, config: Any) -> Any:
     """Results of all runs, in their order; those that are there already are read."""
-    from tqdm import tqdm
+    from scope_rlhf.metrics import SeedResult
 
-    from scope_rlhf.reports.vision_table import SeedResult
-
-    found: dict[int, Any] = {}
-    with tqdm(total=len(cells), unit="run", disable=quiet, desc="table") as bar:
-        if jobs == 1:
-            for number, (_, _, argv, file) in enumerate(cells):
-                found[number] = run_cell(argv, config, file, None)
-                bar.update()
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                threads = max(1, (os.cpu_count() or 1) // jobs)
-                futures = {
-                    pool.submit(run_cell, argv, config, file, threads): number
-                    for number, (_, _, argv, file) in enumerate(cells)
-                }
-                try:
-                    for future in as_completed(futures):
-                        found[futures[future]] = future.result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    return [SeedResult(row, seed, found[number]) for number, (row, seed, _, _) in enumerate(cells)]
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    found = run_jobs(run_cell, [(argv, config, file, threads) for _, _, argv, file in cells], jobs, quiet)
+    return [SeedResult(row, seed, metrics) for (row, seed, _, _), metrics in zip(cells, found, strict=True)]
 
 
 def run_cell(argv: list[str], config: dict[str, Any], config_file: str | None, threads: int | None) -> dict[str, float]:

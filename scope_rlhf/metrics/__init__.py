@@ -37,6 +37,7 @@ from scope_rlhf.metrics.returns import (
     student_quantile,
 )
 from scope_rlhf.metrics.rouge import rouge_scores
+from scope_rlhf.metrics.seeds import SeedResult, compare, significance
 from scope_rlhf.metrics.win_rate import WinRate, length_controlled_win_rate, pair_scores, win_rate
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "MeanDifference",
     "PairedDifference",
     "PerClass",
+    "SeedResult",
     "WinRate",
     "accuracy_by_kind",
     "aggregate_runs",
@@ -54,6 +56,7 @@ __all__ = [
     "calibration_bins",
     "calibration_error",
     "classification_metrics",
+    "compare",
     "confusion_matrix",
     "difference_of_means",
     "distinct_n",
@@ -73,6 +76,7 @@ __all__ = [
     "per_class_scores",
     "preference_accuracy",
     "rouge_scores",
+    "significance",
     "student_interval",
     "student_quantile",
     "wilson_interval",

@@ -3,16 +3,10 @@ import json
 import pytest
 
 from scope_rlhf.cli import main
+from scope_rlhf.metrics import SeedResult, compare, significance
+from scope_rlhf.reports.seed_table import read_results
 from scope_rlhf.reports.vision import is_vision_run
-from scope_rlhf.reports.vision_table import (
-    SeedResult,
-    compare,
-    conclusions,
-    read_results,
-    significance,
-    table_cells,
-    write_vision_table,
-)
+from scope_rlhf.reports.vision_table import conclusions, table_cells, write_vision_table
 
 
 def results(shift=0.03, seeds=6):
