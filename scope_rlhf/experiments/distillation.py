@@ -43,6 +43,8 @@ TEACHER, START = "teacher", "start"
 NUM_STATES = 512
 # Settings that say nothing about a single run.
 OF_TABLE = ("methods", "full_table", "seeds", "first_seed", "jobs", "num_threads")
+# Settings of training that the measurement of the teacher and of the start depends on.
+OF_SAMPLES = ("temperature", "max_completion_length", "correct_threshold")
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> int:
@@ -65,16 +67,18 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     students = dict.fromkeys(seeds, str(policy.model_name_or_path))
     if policy.model_name_or_path is None:
         teacher, students = _train_models(script, root, seeds, console, training.process_index != 0)
-    results, calls = [], []
     shared = (list(argv), config, config_file, str(root), teacher)
     calls = [(*shared, TEACHER, seeds[0], None, None)] if teacher is not None else []
-    calls += [(*shared, START, seed, students[seed], None) for seed in seeds]
+    # A student that is named is the start of every seed.
+    own = seeds if policy.model_name_or_path is None else seeds[:1]
+    calls += [(*shared, START, seed, students[seed], None) for seed in own]
     threads = script.num_threads or (None if script.jobs == 1 else 1)
     jobs, quiet = int(script.jobs or 1), training.process_index != 0
     console.print("[bold]what teacher and students can do[/]")
     measured = run_jobs(run_cell, [(*call, threads) for call in calls], jobs, quiet)
     results = [SeedResult(call[5], call[6], found) for call, found in zip(calls, measured, strict=True)]
-    starts = {call[6]: found["folder"] for call, found in zip(calls, measured, strict=True) if call[5] == START}
+    starts = dict.fromkeys(seeds, str(results[-1].metrics["folder"]))
+    starts |= {result.seed: str(result.metrics["folder"]) for result in results if result.row == START}
     console.print(f"[bold]training[/] {', '.join(script.methods or [])}", highlight=False)
     cells = [(*shared, row, seed, students[seed], starts[seed]) for seed in seeds for row in script.methods or []]
     trained = run_jobs(run_cell, [(*call, threads) for call in cells], jobs, quiet)
@@ -150,9 +154,10 @@ def run_cell(
     training.teacher_model_name_or_path = teacher
     settings = {name: value for name, value in asdict(script).items() if name not in OF_TABLE}
     names = {"teacher": teacher, "student": student, "start": start}
+    used = training.to_dict() if trained else {name: getattr(training, name) for name in OF_SAMPLES}
     inputs = stage_inputs(
-        settings, {**asdict(policy), "model_name_or_path": None}, training.to_dict() if trained else {}, row=row,
-        seed=seed, teacher_model_name_or_path=None,
+        settings, {**asdict(policy), "model_name_or_path": None}, used, row=row, seed=seed,
+        teacher_model_name_or_path=None,
         **{name: model_identity(value) for name, value in names.items() if value and name != "start"},
     )  # fmt: skip
     slug = "".join(c if c.isalnum() or c in "._" else "-" for c in row)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from scope_rlhf.cli import main
-from scope_rlhf.metrics import SeedResult, compare, significance
+from scope_rlhf.metrics import SeedResult, compare
 from scope_rlhf.reports.seed_table import read_results
 from scope_rlhf.reports.vision import is_vision_run
 from scope_rlhf.reports.vision_table import conclusions, table_cells, write_vision_table
@@ -21,23 +21,6 @@ def results(shift=0.03, seeds=6):
     return found
 
 
-def test_differences_are_paired_by_seed():
-    found = compare(results(), "macro_precision")
-    mean, gap = found["ppo + ldam_drw"]
-    assert gap is not None
-    assert gap.value == pytest.approx(0.03)
-    # Paired: the spread of the seeds themselves, ten times as wide, does not enter.
-    assert gap.high - gap.low < 0.2 * (mean.high - mean.low)
-    assert found["ppo"][1] is None
-
-
-def test_seeds_that_the_first_row_lacks_do_not_enter_a_difference():
-    some = [r for r in results() if not (r.row == "ppo" and r.seed == 5)]
-    gap = compare(some, "macro_precision")["scope"][1]
-    assert gap is not None
-    assert gap.n == 5
-
-
 @pytest.mark.parametrize("broken", [None, float("nan")])
 def test_a_seed_without_a_finite_number_does_not_end_the_table(tmp_path, broken):
     some = [r if r.seed else SeedResult(r.row, 0, {**r.metrics, "macro_precision": broken}) for r in results()]
@@ -45,18 +28,8 @@ def test_a_seed_without_a_finite_number_does_not_end_the_table(tmp_path, broken)
     write_vision_table(some, tmp_path, title="x", note="", name="x")
 
 
-def test_what_can_be_told_is_said_and_what_cannot_as_well():
-    said = significance(results(), "macro_precision")
-    assert "95 % over 2 comparisons (Bonferroni)" in said
-    assert "ppo + ldam_drw higher; the other 1 cannot be told from it" in said
-    assert "none differs" in significance(results(shift=0.0), "macro_precision")
-    assert "one seed tells no difference" in significance(results(seeds=1), "macro_precision")
-    lower = [SeedResult(r.row, r.seed, {"macro_precision": -r.metrics["macro_precision"]}) for r in results()]
-    assert "ppo + ldam_drw lower" in significance(lower, "macro_precision")
-    assert len(conclusions(results())) == 3
-
-
 def test_a_table_has_the_published_numbers_and_is_made_again_from_its_records(tmp_path):
+    assert len(conclusions(results())) == 3
     header, cells = table_cells(results(), "table1")
     assert header[-1].startswith("published table1")
     assert [line[-1] for line in cells] == ["0.2383 / 0.2471", "-", "0.2814 / 0.2436"]
