@@ -27,7 +27,7 @@ from scope_rlhf.experiments.stages import model_identity, run_stage, stage_input
 from scope_rlhf.experiments.task_models import TaskModel, train_task_model
 from scope_rlhf.metrics import SeedResult
 from scope_rlhf.metrics.pass_at_k import pass_at_k_estimates
-from scope_rlhf.models.loading import PolicyConfig, load_frozen, load_policy
+from scope_rlhf.models.loading import PolicyConfig, find_model, load_frozen, load_policy
 from scope_rlhf.reports.distillation import distillation_table, write_distillation_table
 from scope_rlhf.runtime import RunFolder
 from scope_rlhf.runtime.environment import command_line
@@ -39,6 +39,7 @@ from scope_rlhf.trainers.distillation_config import DualPathDistillationConfig
 from scope_rlhf.trainers.grpo import ScopeGRPOTrainer
 
 TEACHER, START = "teacher", "start"
+TEACHER_SETTING = "--teacher_model_name_or_path"
 # Wrong completions of the start on which the KL to the teacher is measured, at most.
 NUM_STATES = 512
 # Settings that say nothing about a single run.
@@ -64,11 +65,15 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     seeds = range(script.first_seed, script.first_seed + int(script.seeds or 1))
     set_threads(script.num_threads)
     teacher = training.teacher_model_name_or_path
+    for name, setting in ((policy.model_name_or_path, "--model_name_or_path"), (teacher, TEACHER_SETTING)):
+        if name is not None and training.teacher_base_url is None:
+            find_model(name, setting)
     students = dict.fromkeys(seeds, str(policy.model_name_or_path))
     if policy.model_name_or_path is None:
         teacher, students = _train_models(script, root, seeds, console, training.process_index != 0)
     shared = (list(argv), config, config_file, str(root), teacher)
-    calls = [(*shared, TEACHER, seeds[0], None, None)] if teacher is not None else []
+    here = teacher is not None and training.teacher_base_url is None
+    calls = [(*shared, TEACHER, seeds[0], None, None)] if here else []
     # A student that is named is the start of every seed.
     own = seeds if policy.model_name_or_path is None else seeds[:1]
     calls += [(*shared, START, seed, students[seed], None) for seed in own]
@@ -160,7 +165,7 @@ def run_cell(
         teacher_model_name_or_path=None,
         **{name: model_identity(value) for name, value in names.items() if value and name != "start"},
     )  # fmt: skip
-    slug = "".join(c if c.isalnum() or c in "._" else "-" for c in row)
+    slug = "".join(c if c.isalnum() or c in "._" else "-" for c in (row if trained else f"measured-{row}"))
 
     def work(folder: Path) -> dict[str, Any]:
         if not trained:
@@ -259,7 +264,7 @@ def _distance(
     """kl_wrong: KL to the teacher on the wrong completions of the start; none for a teacher that is not here."""
     if not states or training.teacher_base_url or training.teacher_adapter_name:
         return {}
-    teacher, _ = load_frozen(str(training.teacher_model_name_or_path), "--teacher_model_name_or_path")
+    teacher, _ = load_frozen(str(training.teacher_model_name_or_path), TEACHER_SETTING)
     teacher.to(model.device)
     texts = ([state[key] for state in states] for key in ("prompt", "completion"))
     found = kl_to_teacher(

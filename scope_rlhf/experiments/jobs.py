@@ -1,6 +1,9 @@
 """Runs of a table, several at a time, each in a process of its own; light to import."""
 
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -20,7 +23,8 @@ def run_jobs(function: Callable[..., Any], calls: Sequence[tuple], jobs: int, qu
                 found[number] = function(*call)
                 bar.update()
         else:
-            with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(jobs, context, _end_with, (os.getpid(),)) as pool:
                 futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
                 try:
                     for future in as_completed(futures):
@@ -30,3 +34,14 @@ def run_jobs(function: Callable[..., Any], calls: Sequence[tuple], jobs: int, qu
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     return [found[number] for number in range(len(calls))]
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, also where that is killed: it would go on writing to the run folder."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Rows that no method has made: what was there before.
 GIVEN = ("teacher", "start")
+# Points from which on a curve is a moving average of three.
+SMOOTHED_FROM = 10
 CURVES = (
     Panel("Correct completions of the rollouts", "share", {"reward": ""}),
     Panel("Log-ratio to the teacher, wrong completions", "nats per token", {"distillation/log_ratio_wrong": ""}),
@@ -121,9 +123,10 @@ def plot_methods(runs: Mapping[tuple[str, int], Path], path: Path, title: str) -
                 if series:
                     length = min(len(values) for _, values in series)
                     mean = np.mean([values[:length] for _, values in series], axis=0)
+                    mean = moving_average(mean, 3) if length >= SMOOTHED_FROM else mean
                     style = "-" if number < len(COLOURS) else "--"
                     axes.plot(
-                        series[0][0][:length], moving_average(mean, 3), style, label=row,
+                        series[0][0][:length], mean, style, label=row,
                         color=COLOURS[number % len(COLOURS)], linewidth=1.6,
                     )  # fmt: skip
             axes.set_title(panel.title)
