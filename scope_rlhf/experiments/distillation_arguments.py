@@ -76,7 +76,9 @@ class DistillationArguments:
     instruction: str = option("", "What stands behind each prompt of a Hub set or files.")
     use_chat_template: bool = option(False, "The models see a prompt as a user's message.")
     verifier: str | None = option(None, "Default: exact_answer for generated tasks, math_answer for others.")
-    num_train_prompts: int | None = option(None, "Training problems; default: 8192 of a generated task, all of others.")
+    num_train_prompts: int | None = option(
+        None, "Training problems; default: 8192 of a generated task (20,000 for the small models), all of others."
+    )
     num_eval_prompts: int = option(256, "Problems that every row is measured on.")
     num_samples: int = option(8, "Completions of each of them.")
     k: list[int] = field(default_factory=lambda: [8], metadata={"help": "Of Pass@k; at most num_samples."})

@@ -77,6 +77,12 @@ def find_panels(rows: list[dict[str, Any]]) -> list[Panel]:
         Panel("KL of a rollout", "nats per sequence", {"rollout/kl": ""}),
         Panel("Explained variance", "of the returns, by the critic", {"value/explained_variance": ""}),
         Panel("Critic's loss", "per token", {"value/loss": ""}),
+        Panel("Right completions", "share", {"distillation/correct": ""}),
+        Panel(
+            "Log-ratio to the teacher",
+            "nats per token",
+            {"distillation/log_ratio_wrong": "wrong completions", "distillation/log_ratio_correct": "right ones"},
+        ),
         Panel("Entropy", "nats per token", {"entropy": ""}),
         Panel("Clip fraction", "share of tokens", {clip: ""}),
         Panel("Completion length", "tokens", {"completions/mean_length": ""}),

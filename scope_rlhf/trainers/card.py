@@ -26,6 +26,10 @@ def checkpoint_card(name: str | None, base: str | None, objective: dict[str, Any
         f"Fine-tuned from {base if on_hub else 'a local model'} by {algorithm.upper()} with the policy objective "
         f"`{objective['name']}({parameters})`.",
     ]
+    distillation = objective.get("distillation")
+    if distillation:
+        given = ", ".join(f"{key}={value}" for key, value in distillation.items() if value is not None)
+        lines.append(f"On-policy distillation (SCOPE, arXiv 2604.10688, where mode is dual_path): {given}.")
     if objective.get("sha256"):
         lines.append(f"The objective is a user's own; sha256 of its file: `{objective['sha256']}`.")
     lines += ["", f"Trained by scope-rlhf {__version__} on TRL {trl.__version__}. A checkpoint: not evaluated.", ""]
