@@ -1,8 +1,8 @@
 """Dual-path on-policy distillation (SCOPE, arXiv 2604.10688; not the Scope loss) on the GRPO trainer, and plain OPD."""
 
-import shutil
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,17 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         return {**super().describe(), "distillation": {name: getattr(self.args, name) for name in names}}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.teacher_adapter_name is not None and self.args.should_save:
-            # PEFT saves every adapter; the teacher's has its own place.
-            folder = Path(output_dir or str(self.args.output_dir), self.args.teacher_adapter_name)
-            shutil.rmtree(folder, ignore_errors=True)
+        if self.args.teacher_adapter_name is None:
+            super()._save(output_dir, state_dict)
+            return
+        model: Any = self.accelerator.unwrap_model(self.model)
+        # PEFT saves every adapter; the teacher's has its own place, which may be the folder that PEFT would write to.
+        students = [name for name in model.peft_config if name != self.args.teacher_adapter_name]
+        model.save_pretrained = partial(model.save_pretrained, selected_adapters=students)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not self._verified:
