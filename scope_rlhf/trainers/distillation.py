@@ -1,8 +1,8 @@
 """Dual-path on-policy distillation (SCOPE, arXiv 2604.10688; not the Scope loss) on the GRPO trainer, and plain OPD."""
 
-import shutil
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from scope_rlhf.trainers.teachers import (
     find_teacher,
     vocabulary_size,
 )
+
+# What the stand-in for a verifier would have logged; what takes a verdict is not defined and left out anyway.
+OF_VERDICTS = ("reward", "frac_reward", "rollout/dropped", "distillation/unscored")
 
 
 class DualPathDistillationTrainer(ScopeGRPOTrainer):
@@ -72,8 +75,8 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
                 f"args must be a DualPathDistillationConfig, got {type(args).__name__}: it names mode and teacher."
             )
         verified = reward_funcs is not None and reward_funcs != []
-        if not verified and args.mode != "opd":
-            raise ValueError("mode='dual_path' needs a verifier: give reward_funcs, or set --mode opd.")
+        if not verified:
+            _check_without_verifier(args)
         teacher, tokenizer = find_teacher(args, model, teacher_processing_class, teacher_model)
         super().__init__(model, reward_funcs if verified else [_no_verifier], args, **kwargs)
         self._verified, self._warned = verified, False
@@ -98,12 +101,12 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         training = self.model.training
         rollout = super()._generate_and_score_completions(inputs)
         mask = (rollout["completion_mask"] * rollout.get("tool_mask", 1)).bool()
-        self._check_ids(rollout["completion_ids"], mask)
+        self._check_ids(rollout["completion_ids"])
         if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
             rollout["old_per_token_logps"] = self._rollout_log_probs(self.model, rollout)
-        started = time.perf_counter()
+        started = self._time()
         teacher_log_probs = self.teacher.log_probs(rollout)
-        seconds = time.perf_counter() - started
+        seconds = self._time() - started
         log_probs = rollout["old_per_token_logps"]
         rows = [sequence_mean_log_probs(x, mask) for x in (log_probs, teacher_log_probs)]
         # A group may span processes: its weights are those of all its completions.
@@ -112,13 +115,13 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         size = int((self.num_generations if training else self.num_generations_eval) or 1)
         correct = self._correct().masked_fill(tokens == 0, torch.nan)
         if self.args.mode == "opd":
-            weights = torch.zeros_like(student), (tokens > 0).to(student.dtype)
+            weighed, weights = None, (torch.zeros_like(student), (tokens > 0).to(student.dtype))
         else:
             signs = dict(zip(("student_sign", "teacher_sign"), self.args.signs(), strict=True))
-            weights = dual_path_weights(
+            weighed = weights = dual_path_weights(
                 student, teacher, correct, size, self.args.tau, str(self.args.normalization), **signs
             )
-        metrics = {"teacher_seconds": seconds, **_rollout_metrics(student, teacher, tokens, correct, weights, size)}
+        metrics = {"teacher_seconds": seconds, **_rollout_metrics(student, teacher, tokens, correct, weighed, size)}
         for name, value in metrics.items():
             self._metrics["train" if training else "eval"][f"distillation/{name}"].append(value)
         share = self._share(len(mask))
@@ -129,14 +132,20 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         self._show_advantages(rollout["advantages"], mask)
         return rollout
 
+    def _time(self) -> float:
+        """Seconds on the clock when the device has done what it was given."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
     def _correct(self) -> Tensor:
-        """1, 0 or NaN (no verdict) for the completions of all processes [B]."""
+        """1, 0 or NaN (no verdict, or no verifier) for the completions of all processes [B]."""
         rewards, weights = self._raw_rewards, self.reward_weights.to(self._raw_rewards.device)
-        verdict = ~rewards[:, weights != 0].isnan().all(dim=1)
+        verdict = ~rewards[:, weights != 0].isnan().all(dim=1) & self._verified
         scores = (rewards * weights).nansum(dim=1)
         threshold = self.args.correct_threshold
         odd = verdict & (scores != 0) & (scores != 1)
-        if threshold is None and self._verified and odd.any() and not self._warned:
+        if threshold is None and odd.any() and not self._warned:
             self._warned = True
             warnings.warn(
                 f"a verifier gave {scores[odd][0].item():g}, which is neither 0 nor 1; rewards from .5 on count as "
@@ -145,10 +154,12 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
             )
         return (scores >= (0.5 if threshold is None else threshold)).float().masked_fill(~verdict, torch.nan)
 
-    def _check_ids(self, ids: Tensor, mask: Tensor) -> None:
-        """The student's head may be padded beyond its tokenizer, and the teacher's may end earlier."""
-        if self._teacher_vocabulary is not None and mask.any():
-            highest = int(ids[mask].max())
+    def _check_ids(self, ids: Tensor) -> None:
+        """The student's head may be padded beyond its tokenizer, and the teacher's may end earlier. Masked tokens go
+        through the teacher too.
+        """
+        if self._teacher_vocabulary is not None and ids.numel():
+            highest = int(ids.max())
             if highest >= self._teacher_vocabulary:
                 raise ValueError(
                     f"the student sampled token {highest}, and the teacher knows {self._teacher_vocabulary} tokens; no "
@@ -161,19 +172,41 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         return {**super().describe(), "distillation": {name: getattr(self.args, name) for name in names}}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.teacher_adapter_name is not None and self.args.should_save:
-            # PEFT saves every adapter; the teacher's has its own place.
-            folder = Path(output_dir or str(self.args.output_dir), self.args.teacher_adapter_name)
-            shutil.rmtree(folder, ignore_errors=True)
+        if self.args.teacher_adapter_name is None:
+            super()._save(output_dir, state_dict)
+            return
+        model: Any = self.accelerator.unwrap_model(self.model)
+        # PEFT saves every adapter; the teacher's has its own place, which may be the folder that PEFT would write to.
+        students = [name for name in model.peft_config if name != self.args.teacher_adapter_name]
+        model.save_pretrained = partial(model.save_pretrained, selected_adapters=students)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not self._verified:
             metrics = self._metrics["train" if self.model.training else "eval"]
-            for name in [n for n in metrics if n.startswith(("reward", "frac_reward", "distillation/groups"))]:
+            for name in [n for n in metrics if n.startswith(OF_VERDICTS)]:
                 metrics.pop(name)
-            metrics.pop("distillation/correct", None)
+            self._logs["rewards"].clear()
         super().log(logs, start_time)
+
+
+def _check_without_verifier(args: DualPathDistillationConfig) -> None:
+    if args.mode != "opd":
+        raise ValueError("mode='dual_path' needs a verifier: give reward_funcs, or set --mode opd.")
+    if args.correct_threshold is not None:
+        raise ValueError(
+            f"correct_threshold={args.correct_threshold} needs a verifier: give reward_funcs, or leave "
+            "--correct_threshold out."
+        )
+    best = args.metric_for_best_model
+    if args.load_best_model_at_end and best and best.removeprefix("eval_").startswith(OF_VERDICTS):
+        raise ValueError(
+            f"metric_for_best_model={best!r} needs a verifier: give reward_funcs, or set --metric_for_best_model "
+            "distillation/log_ratio --greater_is_better false."
+        )
 
 
 def _no_verifier(prompts, completions, **kwargs) -> list[float]:
@@ -192,9 +225,11 @@ def _check_scores(means: Tensor, tokens: Tensor) -> None:
 
 
 def _rollout_metrics(
-    student: Tensor, teacher: Tensor, tokens: Tensor, correct: Tensor, weights: tuple[Tensor, Tensor], size: int
+    student: Tensor, teacher: Tensor, tokens: Tensor, correct: Tensor, weights: tuple[Tensor, Tensor] | None, size: int
 ) -> dict[str, float]:
-    """Of a rollout on all processes; what is not defined (no wrong completion, no branch of two) is left out."""
+    """Of a rollout on all processes; what is not defined (no wrong completion, no branch of two) is left out. weights:
+    None in mode opd.
+    """
     counted = tokens > 0
     ratios = torch.where(counted, (student - teacher) * tokens, 0.0)
 
@@ -209,14 +244,14 @@ def _rollout_metrics(
         "unscored": correct.isnan().float().mean(),
         "student_perplexity": (-student[counted]).exp().mean(),
         "teacher_perplexity": (-teacher[counted]).exp().mean(),
-        "student_weight_entropy": weight_entropy(weights[0], size).nanmean(),
-        "teacher_weight_entropy": weight_entropy(weights[1], size).nanmean(),
         "log_ratio": log_ratio(counted),
         "log_ratio_correct": log_ratio(correct == 1),
         "log_ratio_wrong": log_ratio(correct == 0),
         "groups_all_correct": (groups & (right | ~known).all(dim=1)).sum() / groups.sum(),
         "groups_all_wrong": (groups & ~right.any(dim=1)).sum() / groups.sum(),
     }
+    for name, branch in zip(("student", "teacher"), weights or (), strict=False):
+        found[f"{name}_weight_entropy"] = weight_entropy(branch, size).nanmean()
     return {
         name: value
         for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True)

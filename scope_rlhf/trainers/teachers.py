@@ -58,15 +58,17 @@ class AdapterTeacher:
                 f"the student has no adapter teacher_adapter_name={name!r}; its adapters: "
                 f"{', '.join(model.peft_config)}. Set --teacher_adapter_name, or the adapter's folder by {SETTING}."
             )
-        for key, weight in model.named_parameters():
-            if f".{name}." in key:
-                weight.requires_grad_(False)
+        model.set_adapter(model.active_adapter)  # which also freezes the others
 
     def log_probs(self, rollout: dict[str, Tensor]) -> Tensor:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        cast = self.trainer.args.cast_lm_head_to_fp32
-        with use_adapter(model, self.name), head_temperature(model.get_base_model(), self.temperature, cast):
-            return self.trainer._rollout_log_probs(self.trainer.model, rollout)
+        base, cast = model.get_base_model(), self.trainer.args.cast_lm_head_to_fp32
+        base.eval()  # an adapter from a folder comes with its own dropout, after the parent's turn at it
+        try:
+            with use_adapter(model, self.name), head_temperature(base, self.temperature, cast):
+                return self.trainer._rollout_log_probs(self.trainer.model, rollout)
+        finally:
+            base.train(model.training)
 
 
 class EndpointTeacher:
@@ -159,16 +161,22 @@ def _load_adapter(model: PeftModel, name: str, path: str) -> None:
             f"the student has an adapter teacher_adapter_name={name!r} already; leave {SETTING} out to take it, or "
             "give the one that is loaded another name."
         )
+    if any(name in module.split(".") for module, _ in model.named_modules()):
+        raise ValueError(
+            f"teacher_adapter_name={name!r} is the name of a module of the student's model too, and PEFT takes one for "
+            "the other; choose another name."
+        )
     if Path(found).exists() and not is_adapter(found):
         raise ValueError(
             f"{SETTING}={path!r} is no adapter, which teacher_adapter_name={name!r} asks for; leave the name out for a "
             "model of its own."
         )
     base = PeftConfig.from_pretrained(found).base_model_name_or_path
+    wrong = f"{SETTING}={path!r} is an adapter for {base}, and does not fit the student's base model: "
     try:
-        model.load_adapter(found, adapter_name=name, is_trainable=False)
+        result = model.load_adapter(found, adapter_name=name, is_trainable=False)
     except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{SETTING}={path!r} is an adapter for {base}, and does not fit the student's base model: {said}"
-        ) from error
+        raise ValueError(wrong + " ".join(str(error).split())[:300]) from error
+    odd = [*result.unexpected_keys, *result.missing_keys]
+    if odd:  # PEFT loads what fits and leaves the rest
+        raise ValueError(f"{wrong}one of them lacks {odd[0]}")

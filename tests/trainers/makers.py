@@ -1,4 +1,4 @@
-"""Both trainers from one call, rollouts of given completions, and the dense oracle of their log-probs."""
+"""Every trainer from one call, rollouts of given completions, and the dense oracle of their log-probs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,24 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer, ScopePPOConfig, ScopePPOTrainer
+from scope_rlhf.trainers import (
+    DualPathDistillationConfig,
+    DualPathDistillationTrainer,
+    ScopeGRPOConfig,
+    ScopeGRPOTrainer,
+    ScopePPOConfig,
+    ScopePPOTrainer,
+)
 from tests.tiny import SENTENCES, length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
 
 ALGORITHMS = ("grpo", "ppo")
+TRAINERS: dict[str, Any] = {
+    "grpo": (ScopeGRPOTrainer, ScopeGRPOConfig),
+    "ppo": (ScopePPOTrainer, ScopePPOConfig),
+    "distillation": (DualPathDistillationTrainer, DualPathDistillationConfig),
+}
+# Arguments of a trainer, and no settings.
+INSTANCES = ("ref_model", "teacher_model", "teacher_processing_class")
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4)
 LORA_GPTJ = LoraConfig(target_modules=["q_proj", "v_proj"], r=4)
 
@@ -30,35 +44,60 @@ def make_trainer(
     minibatches: int = 2,
     **settings: Any,
 ) -> Any:
-    """A trainer on the CPU, four completions on each micro-batch; `kl` is beta of GRPO and kl_coef of PPO.
+    """A trainer on the CPU, four completions on each micro-batch; `kl` is kl_coef of PPO and beta of the others.
 
     lora None trains all weights: the model is then loaded from a folder, where the trainer finds its reference too.
     """
     tokenizer = tokenizer or tiny_tokenizer()
-    ref_model = settings.pop("ref_model", None)
+    given = {name: settings.pop(name) for name in INSTANCES if name in settings}
     chosen = {
         "objective": "ppo", "per_device_train_batch_size": 4, "max_completion_length": 6, "max_steps": 4,
         "report_to": "none", "learning_rate": 1e-2, "gradient_checkpointing": False, "use_cpu": True,
         "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 7,
         "per_device_eval_batch_size": 2, **settings,
     }  # fmt: skip
-    if algorithm == "grpo":
+    trainer, config = TRAINERS[algorithm]
+    if algorithm == "ppo":
+        args = config(str(folder), num_mini_batches=minibatches, num_ppo_epochs=passes, kl_coef=kl, **chosen)
+    else:
         chosen = {"num_generations": 2, **chosen}
         steps = minibatches * chosen.get("gradient_accumulation_steps", 1)
-        args = ScopeGRPOConfig(str(folder), steps_per_generation=steps, num_iterations=passes, beta=kl, **chosen)
-    else:
-        args = ScopePPOConfig(
-            str(folder), num_mini_batches=minibatches, num_ppo_epochs=passes, kl_coef=kl, **chosen
-        )  # fmt: skip
+        args = config(str(folder), steps_per_generation=steps, num_iterations=passes, beta=kl, **chosen)
     model = tiny_gpt2(tokenizer) if model is None else model
     if lora is None and not hasattr(model, "peft_config"):
         model.save_pretrained(folder / "start")
         model = type(model).from_pretrained(folder / "start")
-    given: dict[str, Any] = {"ref_model": ref_model} if ref_model is not None else {}
-    return (ScopeGRPOTrainer if algorithm == "grpo" else ScopePPOTrainer)(
-        model, rewards if isinstance(rewards, list) else [rewards], args, train_dataset=prompt_dataset(),
-        eval_dataset=prompt_dataset(1), processing_class=tokenizer, peft_config=lora, **given,
+    rewards = rewards if isinstance(rewards, list) or rewards is None else [rewards]
+    return trainer(
+        model, rewards, args, train_dataset=prompt_dataset(), eval_dataset=prompt_dataset(1),
+        processing_class=tokenizer, peft_config=lora, **given,
     )  # fmt: skip
+
+
+def make_distillation(folder: Path, verdicts: Any = None, **settings: Any) -> Any:
+    """A dual-path trainer whose rollout is two prompts of unequal length with four completions each, one update long.
+
+    verdicts: those of the completions in their order, or a verifier, or several; None gives none. The teacher is
+    another tiny GPT-2 unless the settings name one.
+    """
+    numbers = isinstance(verdicts, list) and not any(map(callable, verdicts))
+    verifier = given_verdicts(verdicts) if numbers else verdicts
+    settings = {
+        "num_generations": 4, "per_device_train_batch_size": 8, "kl": 0.0, "passes": 1, "minibatches": 1,
+        "per_device_eval_batch_size": 8, **settings,
+    }  # fmt: skip
+    if not any(name.startswith("teacher_model") or name == "teacher_adapter_name" for name in settings):
+        settings["teacher_model"] = tiny_gpt2(tiny_tokenizer(), seed=1)
+    return make_trainer("distillation", folder, verifier, **settings)
+
+
+def given_verdicts(verdicts: Sequence[float | None]) -> Any:
+    """A verifier that gives these, whatever the completions are."""
+
+    def verifier(prompts, completions, **kwargs):
+        return list(verdicts[: len(prompts)])
+
+    return verifier
 
 
 def logged(trainer: Any, key: str) -> list[float]:
