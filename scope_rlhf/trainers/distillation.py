@@ -29,6 +29,9 @@ from scope_rlhf.trainers.teachers import (
     vocabulary_size,
 )
 
+# What the stand-in for a verifier would have logged; what takes a verdict is not defined and left out anyway.
+OF_VERDICTS = ("reward", "frac_reward", "rollout/dropped", "distillation/unscored")
+
 
 class DualPathDistillationTrainer(ScopeGRPOTrainer):
     """Completions of the student, routed by a verifier (arXiv 2604.10688, eq. 6):
@@ -112,13 +115,13 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         size = int((self.num_generations if training else self.num_generations_eval) or 1)
         correct = self._correct().masked_fill(tokens == 0, torch.nan)
         if self.args.mode == "opd":
-            weights = torch.zeros_like(student), (tokens > 0).to(student.dtype)
+            weighed, weights = None, (torch.zeros_like(student), (tokens > 0).to(student.dtype))
         else:
             signs = dict(zip(("student_sign", "teacher_sign"), self.args.signs(), strict=True))
-            weights = dual_path_weights(
+            weighed = weights = dual_path_weights(
                 student, teacher, correct, size, self.args.tau, str(self.args.normalization), **signs
             )
-        metrics = {"teacher_seconds": seconds, **_rollout_metrics(student, teacher, tokens, correct, weights, size)}
+        metrics = {"teacher_seconds": seconds, **_rollout_metrics(student, teacher, tokens, correct, weighed, size)}
         for name, value in metrics.items():
             self._metrics["train" if training else "eval"][f"distillation/{name}"].append(value)
         share = self._share(len(mask))
@@ -130,13 +133,13 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         return rollout
 
     def _correct(self) -> Tensor:
-        """1, 0 or NaN (no verdict) for the completions of all processes [B]."""
+        """1, 0 or NaN (no verdict, or no verifier) for the completions of all processes [B]."""
         rewards, weights = self._raw_rewards, self.reward_weights.to(self._raw_rewards.device)
-        verdict = ~rewards[:, weights != 0].isnan().all(dim=1)
+        verdict = ~rewards[:, weights != 0].isnan().all(dim=1) & self._verified
         scores = (rewards * weights).nansum(dim=1)
         threshold = self.args.correct_threshold
         odd = verdict & (scores != 0) & (scores != 1)
-        if threshold is None and self._verified and odd.any() and not self._warned:
+        if threshold is None and odd.any() and not self._warned:
             self._warned = True
             warnings.warn(
                 f"a verifier gave {scores[odd][0].item():g}, which is neither 0 nor 1; rewards from .5 on count as "
@@ -176,9 +179,9 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not self._verified:
             metrics = self._metrics["train" if self.model.training else "eval"]
-            for name in [n for n in metrics if n.startswith(("reward", "frac_reward", "distillation/groups"))]:
+            for name in [n for n in metrics if n.startswith(OF_VERDICTS)]:
                 metrics.pop(name)
-            metrics.pop("distillation/correct", None)
+            self._logs["rewards"].clear()
         super().log(logs, start_time)
 
 
@@ -198,9 +201,11 @@ def _check_scores(means: Tensor, tokens: Tensor) -> None:
 
 
 def _rollout_metrics(
-    student: Tensor, teacher: Tensor, tokens: Tensor, correct: Tensor, weights: tuple[Tensor, Tensor], size: int
+    student: Tensor, teacher: Tensor, tokens: Tensor, correct: Tensor, weights: tuple[Tensor, Tensor] | None, size: int
 ) -> dict[str, float]:
-    """Of a rollout on all processes; what is not defined (no wrong completion, no branch of two) is left out."""
+    """Of a rollout on all processes; what is not defined (no wrong completion, no branch of two) is left out. weights:
+    None in mode opd.
+    """
     counted = tokens > 0
     ratios = torch.where(counted, (student - teacher) * tokens, 0.0)
 
@@ -215,14 +220,14 @@ def _rollout_metrics(
         "unscored": correct.isnan().float().mean(),
         "student_perplexity": (-student[counted]).exp().mean(),
         "teacher_perplexity": (-teacher[counted]).exp().mean(),
-        "student_weight_entropy": weight_entropy(weights[0], size).nanmean(),
-        "teacher_weight_entropy": weight_entropy(weights[1], size).nanmean(),
         "log_ratio": log_ratio(counted),
         "log_ratio_correct": log_ratio(correct == 1),
         "log_ratio_wrong": log_ratio(correct == 0),
         "groups_all_correct": (groups & (right | ~known).all(dim=1)).sum() / groups.sum(),
         "groups_all_wrong": (groups & ~right.any(dim=1)).sum() / groups.sum(),
     }
+    for name, branch in zip(("student", "teacher"), weights or (), strict=False):
+        found[f"{name}_weight_entropy"] = weight_entropy(branch, size).nanmean()
     return {
         name: value
         for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True)

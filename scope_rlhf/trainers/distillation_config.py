@@ -118,6 +118,11 @@ other than 0 and 1 |
                 f"{', '.join(changed)} given, but mode='opd' has no weights: every completion is on the KL path with "
                 "weight 1. Leave them out, or use --mode dual_path."
             )
+        if self.mode == "dual_path" and self.weights == "none" and self._changed(("tau",)):
+            raise ValueError(
+                f"tau={self.tau} is the temperature of the weights, which weights='none' leaves out; set --weights, or "
+                "leave --tau out."
+            )
         reversed_branches = {"both": ("student", "teacher"), "none": ()}.get(
             self.reverse_weights, (self.reverse_weights,)
         )
@@ -139,24 +144,23 @@ other than 0 and 1 |
         if temperature is not None and not (_is_number(temperature) and 0 < temperature < math.inf):
             raise ValueError(f"teacher_temperature must be positive, got {temperature!r}; set --teacher_temperature.")
         shared = ("teacher_base_url", "teacher_model_name_or_path", "temperature")
-        of_endpoint = [f.name for f in fields(TeacherEndpoint) if f.name not in shared]
-        local = ("teacher_adapter_name", "teacher_model_revision", "teacher_model_init_kwargs")
-        wrong, why = self._changed([*of_endpoint, "teacher_cache"]), "are for a teacher behind --teacher_base_url"
-        if self.teacher_base_url is not None:
-            wrong, why = self._changed(local), "are for a teacher on this machine, not behind teacher_base_url"
-            if self.teacher_model_name_or_path is None:
-                raise ValueError(
-                    f"teacher_base_url={self.teacher_base_url!r} needs the model's name there: set "
-                    "--teacher_model_name_or_path."
-                )
-        elif self.teacher_adapter_name is not None:
-            wrong += self._changed(("teacher_model_init_kwargs", "teacher_model_revision"))
-            why = "do not go with teacher_adapter_name, whose model is the student's"
-        elif self.teacher_model_name_or_path is None:
-            wrong += self._changed(("teacher_model_init_kwargs", "teacher_model_revision"))
-            why = "need a teacher: set --teacher_model_name_or_path or --teacher_base_url"
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)} {why}.")
+        of_endpoint = [*(f.name for f in fields(TeacherEndpoint) if f.name not in shared), "teacher_cache"]
+        of_loading = ("teacher_model_revision", "teacher_model_init_kwargs")
+        remote, name, adapter = self.teacher_base_url, self.teacher_model_name_or_path, self.teacher_adapter_name
+        if remote is not None and name is None:
+            raise ValueError(
+                f"teacher_base_url={remote!r} needs the model's name there: set --teacher_model_name_or_path."
+            )
+        local = "are for a teacher on this machine, not behind teacher_base_url"
+        for holds, names, why in (
+            (remote is None, of_endpoint, "are for a teacher behind --teacher_base_url"),
+            (remote is not None, ("teacher_adapter_name", *of_loading), local),
+            (adapter is not None, of_loading, "do not go with teacher_adapter_name, whose model is the student's"),
+            (name is None, of_loading, "are for a teacher that is loaded: set --teacher_model_name_or_path"),
+        ):
+            wrong = self._changed(names) if holds else []
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} {why}.")
 
     def _check_group_of_one(self) -> None:
         if self.mode == "dual_path" and self.weights != "none":

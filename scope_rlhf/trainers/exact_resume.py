@@ -67,8 +67,9 @@ class ExactResume(GRPOTrainer):
         if before != now and not self.args.allow_objective_change:
             changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
             raise ValueError(
-                f"the objective has changed since {folder} was written ({', '.join(changed)}): was {before}, is {now}. "
-                "Resume with the same objective, or say so with --allow_objective_change."
+                f"the objective has changed since {folder} was written ({', '.join(changed)}): was "
+                f"{ {k: before.get(k) for k in changed} }, is { {k: now.get(k) for k in changed} }. Resume with the same "
+                "objective, or say so with --allow_objective_change."
             )
         micro_batches = step * self.args.gradient_accumulation_steps
         every = (self.args.steps_per_generation or 1) * self.num_iterations
@@ -127,6 +128,8 @@ class ExactResume(GRPOTrainer):
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What must not change: a user's own file may move, so its text and class count, not where it lies."""
+    """What must not change: a user's own file may move, so its text and class count, not where it lies; and the
+    settings of a distillation.
+    """
     names = ("class", "sha256") if record.get("sha256") else ("name",)
-    return {name: record.get(name) for name in (*names, "parameters")}
+    return {name: record.get(name) for name in (*names, "parameters")} | record.get("distillation", {})

@@ -77,10 +77,11 @@ def make_trainer(
 def make_distillation(folder: Path, verdicts: Any = None, **settings: Any) -> Any:
     """A dual-path trainer whose rollout is two prompts of unequal length with four completions each, one update long.
 
-    verdicts: those of the completions in their order, or a verifier; None gives none. The teacher is another tiny
-    GPT-2 unless the settings name one.
+    verdicts: those of the completions in their order, or a verifier, or several; None gives none. The teacher is
+    another tiny GPT-2 unless the settings name one.
     """
-    verifier = verdicts if callable(verdicts) or verdicts is None else given_verdicts(verdicts)
+    numbers = isinstance(verdicts, list) and not any(map(callable, verdicts))
+    verifier = given_verdicts(verdicts) if numbers else verdicts
     settings = {
         "num_generations": 4, "per_device_train_batch_size": 8, "kl": 0.0, "passes": 1, "minibatches": 1,
         "per_device_eval_batch_size": 8, **settings,

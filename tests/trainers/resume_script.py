@@ -1,4 +1,4 @@
-"""Tiny PPO and GRPO trainers for tests of resume, and the run that test_kill_and_resume.py kills.
+"""Tiny trainers for tests of resume, and the run that test_kill_and_resume.py kills.
 
 python -m tests.trainers.resume_script ppo FOLDER [CHECKPOINT] [--kill-... N] [--save-to FILE]
 """
@@ -15,8 +15,9 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerState
 
-from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer, ScopePPOConfig, ScopePPOTrainer
+from scope_rlhf.trainers import ScopeGRPOTrainer
 from tests.tiny import length_reward, prompt_dataset, tiny_gpt2, tiny_tokenizer
+from tests.trainers.makers import TRAINERS
 
 COMMON = {
     "max_completion_length": 6, "max_steps": 16, "report_to": "none", "learning_rate": 1e-2, "use_cpu": True,
@@ -30,14 +31,23 @@ PPO: dict[str, Any] = {
     "critic_kwargs": {"v_min": -4.0, "v_max": 4.0, "bins": 11},
 }  # fmt: skip
 GRPO = {"objective": "scope", "num_generations": 2, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.05}
+DISTILLATION = {**GRPO, "num_generations": 4, "beta": 0.0}
+SETTINGS = {"ppo": PPO, "grpo": GRPO, "distillation": DISTILLATION}
+
+
+def is_long(prompts, completions, **kwargs) -> list[float]:
+    """A verifier that random models satisfy about half of the time."""
+    return [float(reward > 1.6) for reward in length_reward(prompts, completions)]
 
 
 def make_trainer(
-    kind: str, folder: Path, rewards: Any = length_reward, lora: bool = True, **settings: Any
+    kind: str, folder: Path, rewards: Any = None, lora: bool = True, **settings: Any
 ) -> ScopeGRPOTrainer:
-    """kind: "ppo" or "grpo"; `settings` are laid over those above, and None leaves one out."""
-    config, trainer = (ScopePPOConfig, ScopePPOTrainer) if kind == "ppo" else (ScopeGRPOConfig, ScopeGRPOTrainer)
-    settings = {**COMMON, **(PPO if kind == "ppo" else GRPO), **settings}
+    """kind: one of SETTINGS; `settings` are laid over those above, and None leaves one out."""
+    trainer, config = TRAINERS[kind]
+    given = {"teacher_model": tiny_gpt2(tiny_tokenizer(), seed=1)} if kind == "distillation" else {}
+    rewards = rewards or (is_long if kind == "distillation" else length_reward)
+    settings = {**COMMON, **SETTINGS[kind], **settings}
     args = config(str(folder), **{name: value for name, value in settings.items() if value is not None})
     tokenizer = tiny_tokenizer()
     model = tiny_gpt2(tokenizer)
@@ -47,7 +57,7 @@ def make_trainer(
     peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4) if lora else None
     return trainer(
         model, [rewards], args, train_dataset=prompt_dataset(), eval_dataset=prompt_dataset(1),
-        processing_class=tokenizer, peft_config=peft_config,
+        processing_class=tokenizer, peft_config=peft_config, **given,
     )  # fmt: skip
 
 
@@ -98,7 +108,7 @@ def kill_in_save(step: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["ppo", "grpo"])
+    parser.add_argument("kind", choices=SETTINGS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--kill-in-step", type=int)

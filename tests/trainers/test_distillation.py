@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from tests.trainers.makers import LORA, dense_log_probs, disturb, loss_of, make_distillation, plain_gpt2, rollout, script
+from tests.trainers.makers import (
+    LORA,
+    dense_log_probs,
+    disturb,
+    loss_of,
+    make_distillation,
+    plain_gpt2,
+    rollout,
+    script,
+)
 from tests.trainers.two_process_script import COMPLETIONS
 
 # Of the first prompt one is right, of the second three; the fifth completion has one token.

@@ -1,15 +1,10 @@
 """The kinds of teacher: a model of its own, an adapter of the student's base, an endpoint; and which are refused."""
 
-import time
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
-from scope_rlhf import hub
 from scope_rlhf.models.reference import head_temperature
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 from tests.trainers.makers import (
@@ -152,19 +147,22 @@ def test_an_adapter_teacher_makes_no_second_model_never_moves_and_leaves_the_stu
     assert now.keys() == student.keys() and all(not torch.equal(w, student[n]) for n, w in now.items())
 
 
-def test_the_students_head_keeps_its_temperature_when_the_teachers_is_another_one(tmp_path):
-    model = plain_gpt2()
-    with head_temperature(model, 1.0):
-        ids = torch.tensor([[5, 6, 7, 8]])
-        inner = model.forward
+def test_the_students_head_keeps_its_temperature_when_the_teachers_is_another_one():
+    """Also where the teacher fails."""
+    model, ids = plain_gpt2(), torch.tensor([[5, 6, 7, 8]])
 
-        def score():
-            return model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
+    def score():
+        return model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
 
-        warm = score()
-        with pytest.raises(RuntimeError, match="x"), head_temperature(model, 2.0):
+    def fail_within():
+        with head_temperature(model, 2.0):
             assert not torch.allclose(score(), warm, atol=1e-2)
-            raise RuntimeError("x")
+            raise RuntimeError("the teacher failed")
+
+    with head_temperature(model, 1.0):
+        inner, warm = model.forward, score()
+        with pytest.raises(RuntimeError, match="the teacher failed"):
+            fail_within()
         assert model.forward is inner and torch.equal(score(), warm)
 
 

@@ -76,7 +76,8 @@ def test_ppo_killed_within_a_rollout_ends_with_the_weights_of_the_uninterrupted_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "step"), [("ppo", ALIGNED["ppo"]), ("grpo", ALIGNED["grpo"]), ("grpo", UNALIGNED["grpo"])]
+    ("kind", "step"),
+    [("ppo", ALIGNED["ppo"]), ("grpo", ALIGNED["grpo"]), ("grpo", UNALIGNED["grpo"]), ("distillation", 7)],
 )
 def test_a_killed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, uninterrupted, kind, step):
     kill_in_step_and_resume(tmp_path, kind, step, uninterrupted(kind))
