@@ -75,8 +75,8 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
                 f"args must be a DualPathDistillationConfig, got {type(args).__name__}: it names mode and teacher."
             )
         verified = reward_funcs is not None and reward_funcs != []
-        if not verified and args.mode != "opd":
-            raise ValueError("mode='dual_path' needs a verifier: give reward_funcs, or set --mode opd.")
+        if not verified:
+            _check_without_verifier(args)
         teacher, tokenizer = find_teacher(args, model, teacher_processing_class, teacher_model)
         super().__init__(model, reward_funcs if verified else [_no_verifier], args, **kwargs)
         self._verified, self._warned = verified, False
@@ -183,6 +183,22 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
                 metrics.pop(name)
             self._logs["rewards"].clear()
         super().log(logs, start_time)
+
+
+def _check_without_verifier(args: DualPathDistillationConfig) -> None:
+    if args.mode != "opd":
+        raise ValueError("mode='dual_path' needs a verifier: give reward_funcs, or set --mode opd.")
+    if args.correct_threshold is not None:
+        raise ValueError(
+            f"correct_threshold={args.correct_threshold} needs a verifier: give reward_funcs, or leave "
+            "--correct_threshold out."
+        )
+    best = args.metric_for_best_model
+    if args.load_best_model_at_end and best and best.removeprefix("eval_").startswith(OF_VERDICTS):
+        raise ValueError(
+            f"metric_for_best_model={best!r} needs a verifier: give reward_funcs, or set --metric_for_best_model "
+            "distillation/log_ratio --greater_is_better false."
+        )
 
 
 def _no_verifier(prompts, completions, **kwargs) -> list[float]:

@@ -66,10 +66,10 @@ class ExactResume(GRPOTrainer):
         now = _identity(json.loads(json.dumps(self.describe())))
         if before != now and not self.args.allow_objective_change:
             changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+            was, is_now = ({k: record.get(k) for k in changed} for record in (before, now))
             raise ValueError(
-                f"the objective has changed since {folder} was written ({', '.join(changed)}): was "
-                f"{ {k: before.get(k) for k in changed} }, is { {k: now.get(k) for k in changed} }. Resume with the same "
-                "objective, or say so with --allow_objective_change."
+                f"the objective has changed since {folder} was written ({', '.join(changed)}): was {was}, is {is_now}. "
+                "Resume with the same objective, or say so with --allow_objective_change."
             )
         micro_batches = step * self.args.gradient_accumulation_steps
         every = (self.args.steps_per_generation or 1) * self.num_iterations

@@ -40,9 +40,7 @@ def is_long(prompts, completions, **kwargs) -> list[float]:
     return [float(reward > 1.6) for reward in length_reward(prompts, completions)]
 
 
-def make_trainer(
-    kind: str, folder: Path, rewards: Any = None, lora: bool = True, **settings: Any
-) -> ScopeGRPOTrainer:
+def make_trainer(kind: str, folder: Path, rewards: Any = None, lora: bool = True, **settings: Any) -> ScopeGRPOTrainer:
     """kind: one of SETTINGS; `settings` are laid over those above, and None leaves one out."""
     trainer, config = TRAINERS[kind]
     given = {"teacher_model": tiny_gpt2(tiny_tokenizer(), seed=1)} if kind == "distillation" else {}

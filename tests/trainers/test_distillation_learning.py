@@ -12,6 +12,7 @@ from tests.tiny import tiny_gpt2, tiny_gptj, tiny_tokenizer
 from tests.trainers.makers import (
     LORA_GPTJ,
     dense_log_probs,
+    disturb,
     logged,
     loss_of,
     make_distillation,
@@ -24,10 +25,10 @@ from tests.trainers.test_distillation import VERDICTS, given_rollout
 from tests.trainers.two_process_script import COMPLETIONS
 
 TOKEN = 65
-LEARNING = {"learning_rate": 5e-3, "max_completion_length": 3, "per_device_train_batch_size": 16, "lora": None}
+LEARNING = {"max_completion_length": 3, "per_device_train_batch_size": 16, "lora": None, "max_steps": 40}
 
 
-def teacher_that_prefers(token, strength=3.0):
+def teacher_that_prefers(token, strength):
     """The student's start with a bias towards one token."""
     model = tiny_gpt2(tiny_tokenizer())
     model.transformer.ln_f.bias.data += strength * model.lm_head.weight.data[token]
@@ -42,29 +43,31 @@ def share(trainer, token=TOKEN):
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_opd_moves_the_student_to_the_teacher_and_the_log_ratio_falls(tmp_path, size):
+def test_opd_moves_the_student_to_the_teacher_and_the_log_ratio_to_zero(tmp_path, size):
     trainer = make_distillation(
-        tmp_path, mode="opd", num_generations=size, max_steps=40, teacher_model=teacher_that_prefers(TOKEN), **LEARNING
-    )
-    before = share(trainer)
+        tmp_path, mode="opd", num_generations=size, teacher_model=teacher_that_prefers(TOKEN, 10.0), learning_rate=1e-2,
+        **LEARNING,
+    )  # fmt: skip
+    assert share(trainer) < 1e-3
     trainer.train()
     ratios = logged(trainer, "distillation/log_ratio")
-    assert ratios[0] > 0.3
-    assert sum(ratios[-5:]) / 5 < 0.5 * sum(ratios[:5]) / 5
-    assert share(trainer) > 3 * before
+    assert sum(ratios[:5]) / 5 > 4 and abs(sum(ratios[-5:]) / 5) < 0.5
+    assert share(trainer) > 0.9
 
 
-def test_dual_path_raises_the_verifiers_reward_and_moves_wrong_states_to_the_teacher(tmp_path):
+def test_dual_path_raises_the_verifiers_reward(tmp_path):
+    """From next to nothing: what is right is first learnt from the teacher, then from the verifier."""
+
     def holds_the_token(prompts, completion_ids, **kwargs):
         return [float(TOKEN in ids) for ids in completion_ids]
 
     trainer = make_distillation(
-        tmp_path, holds_the_token, max_steps=40, teacher_model=teacher_that_prefers(TOKEN), **LEARNING
+        tmp_path, holds_the_token, teacher_model=teacher_that_prefers(TOKEN, 6.0), learning_rate=5e-3, **LEARNING
     )
     trainer.train()
     correct = logged(trainer, "distillation/correct")
     assert correct == logged(trainer, "reward")
-    assert sum(correct[-5:]) > 5 * 0.5 > 3 * sum(correct[:5])
+    assert sum(correct[:5]) / 5 < 0.1 and sum(correct[-5:]) / 5 > 0.7
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -78,11 +81,14 @@ def test_every_objective_of_the_catalogue_takes_a_second_step_on_the_same_rollou
     assert abs(logged(trainer, "objective/ratio")[0] - 1) < 1e-5 < abs(logged(trainer, "objective/ratio")[1] - 1)
 
 
-@pytest.mark.parametrize("objective", ["symmetric", "focal"])
-def test_another_objective_gives_a_gradient_of_its_own(tmp_path, monkeypatch, objective):
-    found = [
-        loss_of(*given_rollout(tmp_path, monkeypatch, objective=name))[1] for name in ("ppo", objective)
-    ]
+@pytest.mark.parametrize(("objective", "parameters"), [("symmetric", {"alpha": 1.0}), ("focal", {})])
+@pytest.mark.filterwarnings("ignore:distillation. advantages keep a scale")
+def test_another_objective_gives_a_gradient_of_its_own(tmp_path, monkeypatch, objective, parameters):
+    found = []
+    for name, kwargs in (("ppo", {}), (objective, parameters)):
+        trainer, inputs = given_rollout(tmp_path, monkeypatch, objective=name, objective_kwargs=kwargs, passes=2)
+        disturb(trainer.model, "lora_B", 0.2, seed=9)
+        found.append(loss_of(trainer, inputs)[1])
     assert (found[0] - found[1]).norm() > 1e-2 * found[0].norm()
 
 
@@ -144,7 +150,11 @@ def test_the_best_checkpoint_is_chosen_by_the_reward_or_refused_where_no_verifie
     with pytest.raises(ValueError, match="metric_for_best_model='reward' needs a verifier.*--metric_for_best_model"):
         make_distillation(tmp_path / "opd", mode="opd", **settings)
     trainer = make_distillation(
-        tmp_path / "opd", mode="opd", metric_for_best_model="distillation/log_ratio", greater_is_better=False, **settings
+        tmp_path / "opd",
+        mode="opd",
+        metric_for_best_model="distillation/log_ratio",
+        greater_is_better=False,
+        **settings,
     )
     trainer.train()
     assert trainer.state.best_metric is not None
