@@ -101,12 +101,12 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         training = self.model.training
         rollout = super()._generate_and_score_completions(inputs)
         mask = (rollout["completion_mask"] * rollout.get("tool_mask", 1)).bool()
-        self._check_ids(rollout["completion_ids"], mask)
+        self._check_ids(rollout["completion_ids"])
         if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
             rollout["old_per_token_logps"] = self._rollout_log_probs(self.model, rollout)
-        started = time.perf_counter()
+        started = self._time()
         teacher_log_probs = self.teacher.log_probs(rollout)
-        seconds = time.perf_counter() - started
+        seconds = self._time() - started
         log_probs = rollout["old_per_token_logps"]
         rows = [sequence_mean_log_probs(x, mask) for x in (log_probs, teacher_log_probs)]
         # A group may span processes: its weights are those of all its completions.
@@ -132,6 +132,12 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         self._show_advantages(rollout["advantages"], mask)
         return rollout
 
+    def _time(self) -> float:
+        """Seconds on the clock when the device has done what it was given."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
     def _correct(self) -> Tensor:
         """1, 0 or NaN (no verdict, or no verifier) for the completions of all processes [B]."""
         rewards, weights = self._raw_rewards, self.reward_weights.to(self._raw_rewards.device)
@@ -148,10 +154,12 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
             )
         return (scores >= (0.5 if threshold is None else threshold)).float().masked_fill(~verdict, torch.nan)
 
-    def _check_ids(self, ids: Tensor, mask: Tensor) -> None:
-        """The student's head may be padded beyond its tokenizer, and the teacher's may end earlier."""
-        if self._teacher_vocabulary is not None and mask.any():
-            highest = int(ids[mask].max())
+    def _check_ids(self, ids: Tensor) -> None:
+        """The student's head may be padded beyond its tokenizer, and the teacher's may end earlier. Masked tokens go
+        through the teacher too.
+        """
+        if self._teacher_vocabulary is not None and ids.numel():
+            highest = int(ids.max())
             if highest >= self._teacher_vocabulary:
                 raise ValueError(
                     f"the student sampled token {highest}, and the teacher knows {self._teacher_vocabulary} tokens; no "

@@ -16,6 +16,7 @@ from tests.processes import gloo_threads
 from tests.tiny import SENTENCES
 from tests.trainers.makers import disturb, loss_of, make_distillation, script
 from tests.trainers.resume_script import is_long
+from tests.trainers.test_distillation_teachers import loaded_beside
 from tests.trainers.two_process_script import COMPLETIONS
 
 # Of the first process one of two is right and of the second both; lengths 6 and 1 against 2 and 6.
@@ -59,11 +60,11 @@ def given(folder: Path, completions: list, verdicts: list, **settings: Any) -> d
     }
 
 
-def trained(folder: Path) -> dict:
+def trained(folder: Path, **settings: Any) -> dict:
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_distillation(
         folder, is_long, per_device_train_batch_size=4 // world, max_steps=3, eval_strategy="steps", eval_steps=3,
-        per_device_eval_batch_size=4,
+        per_device_eval_batch_size=4, **settings,
     )  # fmt: skip
     trainer.train()
     names = ("distillation/correct", "distillation/log_ratio", "eval_distillation/correct", "eval_loss")
@@ -77,6 +78,7 @@ def trained(folder: Path) -> dict:
 def main(folder: Path) -> None:
     results = {name: given(folder / name, **case) for name, case in CASES.items()}
     results["trained"] = trained(folder / "trained")
+    results["adapter"] = trained(folder / "adapter", **loaded_beside())
     (folder / f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(results))
 
 

@@ -192,11 +192,16 @@ def test_a_teacher_with_a_smaller_vocabulary_is_refused_and_a_padded_one_is_not(
     make_distillation(tmp_path, VERDICTS, teacher_model=with_rows(size + 12), max_steps=1).train()
 
 
-def test_a_sampled_token_beyond_the_teachers_vocabulary_stops_the_run_before_the_update(tmp_path, monkeypatch):
-    """The student's head is padded beyond its tokenizer, and the teacher's is not."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sampled_token_beyond_the_teachers_vocabulary_stops_the_run_before_the_update(tmp_path, monkeypatch, masked):
+    """The student's head is padded beyond its tokenizer, and the teacher's is not; masked: in a truncated completion,
+    which the teacher would read all the same.
+    """
     size = len(tiny_tokenizer())
-    trainer = make_distillation(tmp_path, VERDICTS, model=with_rows(size + 12, seed=0), max_steps=1)
-    script(trainer, monkeypatch, [[5, 6, size + 3, 0]] * 8)
+    trainer = make_distillation(
+        tmp_path, VERDICTS, model=with_rows(size + 12, seed=0), max_steps=1, mask_truncated_completions=masked
+    )
+    script(trainer, monkeypatch, [[5, 6, size + 3, 9]] * 8)
     with pytest.raises(ValueError, match=f"the student sampled token {size + 3}, and the teacher knows {size} tokens"):
         trainer.train()
     assert trainer.state.global_step == 0

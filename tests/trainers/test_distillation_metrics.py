@@ -122,6 +122,16 @@ def test_evaluation_logs_the_same_metrics_and_moves_nothing(tmp_path):
     assert math.isfinite(before["eval_loss"]) and not trainer._metrics["train"]
 
 
+def test_an_evaluation_has_groups_of_its_own_size(tmp_path):
+    """In groups of two, half of them are all right; in groups of four as in training, none."""
+    trainer = make_distillation(
+        tmp_path, lambda prompts, **kwargs: [1.0, 1.0, 0.0, 0.0] * (len(prompts) // 4), num_generations_eval=2,
+        probe_rewards=False, per_device_eval_batch_size=12,
+    )  # fmt: skip
+    found = trainer.evaluate()
+    assert found["eval_distillation/groups_all_correct"] == 0.5 == found["eval_distillation/groups_all_wrong"]
+
+
 def test_the_mean_of_a_metric_is_over_the_rollouts_between_two_logs(tmp_path):
     trainer = make_distillation(
         tmp_path, lambda prompts, trainer_state, **kwargs: [float(trainer_state.global_step % 2)] * len(prompts),

@@ -46,9 +46,13 @@ def test_every_process_logs_the_metrics_of_all_completions(runs, case):
     assert len(one[case]["metrics"]) >= 8
 
 
-def test_a_training_on_two_processes_stays_in_step_and_evaluates(runs):
+@pytest.mark.parametrize("case", ["trained", "adapter"])
+def test_a_training_on_two_processes_stays_in_step_and_evaluates(runs, case):
+    """Also where the teacher's pass switches adapters, and with them what takes a gradient, under DDP."""
     _, (first, second) = runs
-    assert first["trained"]["weights"] == second["trained"]["weights"]
-    assert first["trained"]["log"] == second["trained"]["log"]
-    found = {name for row in first["trained"]["log"] for name in row}
+    assert first[case]["weights"] == second[case]["weights"]
+    assert first[case]["log"] == second[case]["log"]
+    found = {name for row in first[case]["log"] for name in row}
     assert {"distillation/correct", "distillation/log_ratio", "eval_distillation/correct", "eval_loss"} == found
+    half = len(first[case]["completions"]) // 2
+    assert first[case]["completions"][:half] != first[case]["completions"][half:]
