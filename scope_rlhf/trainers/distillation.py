@@ -115,7 +115,7 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         size = int((self.num_generations if training else self.num_generations_eval) or 1)
         correct = self._correct().masked_fill(tokens == 0, torch.nan)
         if self.args.mode == "opd":
-            weighed, weights = None, (torch.zeros_like(student), (tokens > 0).to(student.dtype))
+            weighed, weights = None, (torch.zeros_like(student), torch.ones_like(student))
         else:
             signs = dict(zip(("student_sign", "teacher_sign"), self.args.signs(), strict=True))
             weighed = weights = dual_path_weights(

@@ -80,11 +80,12 @@ class EndpointTeacher:
     def log_probs(self, rollout: dict[str, Tensor]) -> Tensor:
         completions, masks = rollout["completion_ids"], rollout["completion_mask"].bool()
         prompts, prompt_masks = rollout["prompt_ids"], rollout["prompt_mask"].bool()
-        rows = [row for row in range(len(masks)) if masks[row].any()]
-        starts = [int(prompt_masks[row].sum()) for row in rows]
-        sequences = [prompts[row][prompt_masks[row]].tolist() + completions[row][masks[row]].tolist() for row in rows]
+        sequences = [
+            prompt[attended].tolist() + completion[mask].tolist()
+            for prompt, attended, completion, mask in zip(prompts, prompt_masks, completions, masks, strict=True)
+        ]
         result = torch.zeros(masks.shape)
-        for row, found in zip(rows, self.remote.log_probs(sequences, starts), strict=True):
+        for row, found in enumerate(self.remote.log_probs(sequences, prompt_masks.sum(dim=1).tolist())):
             result[row, masks[row].cpu()] = torch.tensor(found, dtype=torch.float32)
         return result.to(completions.device)
 

@@ -111,7 +111,7 @@ def test_an_adapter_teacher_is_scored_as_the_merged_model_at_its_own_temperature
         merged.set_adapter("teacher")
         merged = merged.eval().merge_and_unload(adapter_names=["teacher"])
     inputs, found, mask = scored(trainer, monkeypatch)
-    assert trainer.model.training
+    assert all(module.training for module in trainer.model.modules())
     assert gap(found, merged, inputs, mask, 1.2) < 1e-4
     assert gap(inputs["old_per_token_logps"], trainer.model, inputs, mask, 0.7) < 1e-4
     assert gap(trainer._rollout_log_probs(trainer.model, inputs), trainer.model, inputs, mask, 0.7) < 1e-4
