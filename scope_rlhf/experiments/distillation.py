@@ -5,7 +5,7 @@ named; what both can do; one run for each row and seed; the table.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from scope_rlhf.metrics import SeedResult
 from scope_rlhf.metrics.pass_at_k import pass_at_k_estimates
 from scope_rlhf.models.loading import PolicyConfig, find_model, load_frozen, load_policy
 from scope_rlhf.reports.distillation import distillation_table, write_distillation_table
-from scope_rlhf.runtime import RunFolder
+from scope_rlhf.runtime import RunFolder, is_main_process
 from scope_rlhf.runtime.environment import command_line
 from scope_rlhf.runtime.files import read_json_lines, write_json_lines
 from scope_rlhf.runtime.threads import set_threads
@@ -48,8 +48,32 @@ OF_TABLE = ("methods", "full_table", "seeds", "first_seed", "jobs", "num_threads
 OF_SAMPLES = ("temperature", "max_completion_length", "correct_threshold")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a table is made of: results, the run folder of each row and seed, the ks of Pass@k, its title and place."""
+
+    results: list[SeedResult]
+    folders: dict[tuple[str, int], Path]
+    ks: list[int]
+    title: str
+    root: Path
+
+
 def main(argv: Sequence[str], prog: str | None = None) -> int:
     """Make the table that the command line describes; the exit status."""
+    made = compare_methods(argv, prog)
+    if is_main_process():
+        console = Console()
+        console.print(distillation_table(made.results, made.ks))
+        written = write_distillation_table(
+            made.results, made.root, made.folders, title=made.title, note=f"`{command_line()}`", ks=made.ks
+        )
+        console.print(f"table: {written}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def compare_methods(argv: Sequence[str], prog: str | None = None) -> Comparison:
+    """Train and measure what is not done yet. ValueError for what cannot work, before anything is trained."""
     quiet_libraries()
     argv, config, config_file, (script, policy, training) = parse_distillation(argv, prog)
     root = Path(training.output_dir if training.output_dir not in (None, "", "trainer_output") else "runs/distillation")
@@ -90,12 +114,9 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     results += [SeedResult(call[5], call[6], found) for call, found in zip(cells, trained, strict=True)]
     folders = {(r.row, r.seed): Path(str(r.metrics["folder"])) for r in results}
     results = [SeedResult(r.row, r.seed, {k: v for k, v in r.metrics.items() if k != "folder"}) for r in results]
-    console.print(distillation_table(results, script.k))
-    if training.process_index == 0:
-        title = f"{script.dataset_name}, {training.max_steps} updates of the same number of completions"
-        written = write_distillation_table(results, root, folders, title=title, note=f"`{command_line()}`", ks=script.k)
-        console.print(f"table: {written}", highlight=False, soft_wrap=True)
-    return 0
+    rows = training.generation_batch_size
+    title = f"{script.dataset_name}, {training.max_steps} updates of {rows} completions"
+    return Comparison(results, folders, script.k, title, root)
 
 
 def _train_models(
