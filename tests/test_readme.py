@@ -10,8 +10,8 @@ import pytest
 from scope_rlhf.objectives import OBJECTIVES, make_objective
 from scope_rlhf.objectives.contract import check_objective
 from scope_rlhf.runtime import RunFolder
-from scope_rlhf.trainers import ScopePPOConfig
-from tests.trainers.makers import make_trainer
+from scope_rlhf.trainers import DualPathDistillationConfig, ScopePPOConfig
+from tests.trainers.makers import make_distillation, make_trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_the_flags_of_trls_ppo_that_the_readme_says_are_kept_are_there():
     assert {*kept, *renamed} <= {f.name for f in fields(ScopePPOConfig)}
 
 
-@pytest.mark.parametrize("trainer", ["ScopeGRPOTrainer", "ScopePPOTrainer"])
+@pytest.mark.parametrize("trainer", ["ScopeGRPOTrainer", "ScopePPOTrainer", "DualPathDistillationTrainer"])
 def test_the_examples_of_the_trainers_run_as_they_stand_without_the_hub(tmp_path, monkeypatch, trainer):
     """All of the example but its length: one update of a few completions instead of three epochs."""
     code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if f"trainer = {trainer}(" in c)
@@ -80,14 +80,17 @@ def evaluation_section():
 
 def test_the_commands_and_keys_of_the_evaluation_are_there():
     from scope_rlhf.experiments.evaluate import EvaluateArguments
+    from scope_rlhf.experiments.passk import PassKArguments
     from scope_rlhf.experiments.win_rate import WinRateArguments
 
     section = evaluation_section()
-    for command, arguments in (("winrate", WinRateArguments), ("evaluate", EvaluateArguments)):
+    commands = (("winrate", WinRateArguments), ("evaluate", EvaluateArguments), ("passk", PassKArguments))
+    for command, arguments in commands:
+        assert f"scope-rlhf {command} " in section
         for line in re.findall(rf"^scope-rlhf {command} .*$", section, re.MULTILINE):
             assert set(re.findall(r"--(\w+)", line)) <= {field.name for field in fields(arguments)}
     named = set(re.findall(r"`--(\w+)", section))
-    assert named and named <= {field.name for field in fields(WinRateArguments)}
+    assert named and named <= {field.name for field in (*fields(WinRateArguments), *fields(PassKArguments))}
 
 
 def test_the_examples_of_the_evaluation_run_as_they_stand_and_log_the_keys_that_are_named(tmp_path):
@@ -99,6 +102,22 @@ def test_the_examples_of_the_evaluation_run_as_they_stand_and_log_the_keys_that_
     logged = {key for row in trainer.state.log_history for key in row if key.startswith("win_rate")}
     assert logged == set(re.findall(r"`(win_rate(?:/\w+)?)`", section))
     exec(module, {})
+
+
+def distillation_section():
+    return README[README.index("## Distillation") : README.index("## Control")]
+
+
+def test_every_metric_and_setting_of_distillation_is_explained(tmp_path):
+    section = distillation_section()
+    explained = set(re.findall(r"`(distillation/\w+)`", section))
+    trainer = make_distillation(tmp_path, [1, 1, 0, 0] * 2, num_generations=4, max_steps=2)
+    trainer.train()
+    logged = {name for row in trainer.state.log_history for name in row if name.startswith("distillation/")}
+    assert explained == logged
+    known = {field.name for field in fields(DualPathDistillationConfig)}
+    settings = {name for row in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) for name in [row]}
+    assert {"mode", "weights", "reverse_weights", "tau", "normalization", "reduction"} <= settings <= known
 
 
 def control_section():
