@@ -117,7 +117,8 @@ def _write(numbers: Sequence[int], signs: Sequence[str]) -> str:
 
 
 def _bounds(name: str, bounds: Sequence[int]) -> tuple[int, int]:
-    whole = len(bounds) == 2 and all(isinstance(bound, int) and not isinstance(bound, bool) for bound in bounds)
+    pair = isinstance(bounds, list | tuple) and len(bounds) == 2
+    whole = pair and all(isinstance(bound, int) and not isinstance(bound, bool) for bound in bounds)
     if not whole or not 1 <= bounds[0] <= bounds[1]:
         raise ValueError(f"{name} must be (least, most), whole numbers with 1 <= least <= most, got {bounds!r}.")
     return bounds[0], bounds[1]

@@ -52,8 +52,8 @@ def load_verifiable(
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r} of {name}; valid parts: {', '.join(PARTS)}.")
-    if num is not None and num < 1:
-        raise ValueError(f"the number of problems must be at least 1, or None for all, got {num}.")
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
+        raise ValueError(f"the number of problems must be a whole number >= 1, or None for all, got {num!r}.")
     columns = {"prompt_column": prompt_column, "answer_column": answer_column}
     if name in TASKS:
         idle = {"split": split, "config_name": config_name, **columns, "instruction": instruction or None}

@@ -87,7 +87,10 @@ def compare_methods(argv: Sequence[str], prog: str | None = None) -> Comparison:
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     seeds = range(script.first_seed, script.first_seed + int(script.seeds or 1))
-    set_threads(script.num_threads)
+    # One thread each: on models of this size a second one costs more than it gives, ten times more on a busy machine.
+    small = policy.model_name_or_path is None or int(script.jobs or 1) > 1
+    threads = script.num_threads or (1 if small else None)
+    set_threads(threads)
     teacher = training.teacher_model_name_or_path
     for name, setting in ((policy.model_name_or_path, "--model_name_or_path"), (teacher, TEACHER_SETTING)):
         if name is not None and training.teacher_base_url is None:
@@ -101,7 +104,6 @@ def compare_methods(argv: Sequence[str], prog: str | None = None) -> Comparison:
     # A student that is named is the start of every seed.
     own = seeds if policy.model_name_or_path is None else seeds[:1]
     calls += [(*shared, START, seed, students[seed], None) for seed in own]
-    threads = script.num_threads or (None if script.jobs == 1 else 1)
     jobs, quiet = int(script.jobs or 1), training.process_index != 0
     console.print("[bold]what teacher and students can do[/]")
     measured = run_jobs(run_cell, [(*call, threads) for call in calls], jobs, quiet)

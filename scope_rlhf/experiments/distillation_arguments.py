@@ -91,7 +91,9 @@ class DistillationArguments:
     student_n_layer: int = option(2, "The same for the student.")
     student_n_embd: int = option(32, "The same for the student.")
     student_sft_steps: int = option(800, "The same for the student.")
-    num_threads: int | None = option(None, "CPU threads of each run; default: the cores, shared by the jobs.")
+    num_threads: int | None = option(
+        None, "CPU threads of each run; default: 1 with several jobs and for the small models, else all cores."
+    )
 
     def __post_init__(self):
         if self.methods is None:
@@ -194,7 +196,7 @@ def row_flags(row: str) -> list[str]:
         if not equals or name not in known:
             raise ValueError(
                 f"row {row!r}: {setting!r} must be setting=value, with a setting of DualPathDistillationConfig other "
-                f"than {', '.join(OF_TABLE)}{did_you_mean(name, known)}; set --methods."
+                f"than {', '.join(OF_TABLE)}{'' if name in OF_TABLE else did_you_mean(name, known)}; set --methods."
             )
         flags += [f"--{name}", value]
     return flags

@@ -84,7 +84,7 @@ def _train(shape: TaskModel, rows: Dataset, folder: Path, seed: int, quiet: bool
         str(folder), per_device_train_batch_size=shape.batch_size, max_steps=shape.max_steps, seed=seed,
         learning_rate=shape.learning_rate, lr_scheduler_type="cosine", warmup_steps=min(100, shape.max_steps // 10),
         gradient_checkpointing=False, bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        use_cpu=not torch.accelerator.is_available(), logging_steps=50, save_steps=1000, save_total_limit=1,
+        use_cpu=not torch.accelerator.is_available(), logging_steps=50, save_steps=250, save_total_limit=1,
         report_to="none", dataloader_pin_memory=False, disable_tqdm=quiet, weight_decay=0.01,
     )  # fmt: skip
     with RunFolder(folder) as run:

@@ -132,5 +132,6 @@ def plot_methods(runs: Mapping[tuple[str, int], Path], path: Path, title: str) -
             axes.set_title(panel.title)
             axes.set_ylabel(panel.unit)
             axes.set_xlabel("update")
-            axes.legend(loc="best", fontsize=7.5)
+            if axes.lines:
+                axes.legend(loc="best", fontsize=7.5)
         return save_figure(figure, path)

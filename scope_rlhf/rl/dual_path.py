@@ -46,7 +46,7 @@ def dual_path_weights(
         raise ValueError(
             f"dual_path_weights: normalization must be {' or '.join(NORMALIZATIONS)}, got {normalization!r}"
         )
-    if not tau > 0:
+    if isinstance(tau, bool) or not isinstance(tau, int | float) or not tau > 0:
         raise ValueError(f"dual_path_weights: tau must be positive, got {tau!r}")
     for name, sign in (("student_sign", student_sign), ("teacher_sign", teacher_sign)):
         if sign not in (-1, 0, 1):
@@ -58,8 +58,12 @@ def dual_path_weights(
         ("teacher_mean_log_probs", teacher_mean_log_probs, teacher_sign, counted & ~right),
     ):
         log_probs = _checked(name, log_probs, counted)
-        scores = (sign / tau * log_probs).masked_fill(~branch, -math.inf).view(-1, group_size)
-        shares = scores.softmax(dim=1).view(-1).masked_fill(~branch, 0.0)  # an empty branch is all NaN before
+        scores, outside = (sign * log_probs.double()).view(-1, group_size), ~branch.view(-1, group_size)
+        # The largest is taken away before the division: a tau near 0 would make all of them infinite.
+        scores = (scores - scores.masked_fill(outside, -math.inf).amax(dim=1, keepdim=True)) / tau
+        # An empty branch is all NaN before the second mask.
+        shares = scores.masked_fill(outside, -math.inf).softmax(dim=1).masked_fill(outside, 0.0)
+        shares = shares.view(-1).to(log_probs.dtype)
         if normalization == "mean":
             shares = shares * branch.view(-1, group_size).sum(dim=1).repeat_interleave(group_size)
         weights.append(shares)
@@ -109,8 +113,8 @@ def _verdicts(correct: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Which completions count in a branch, and which are right, both bool [B]."""
     if correct.dim() != 1:
         raise ValueError(f"dual_path_weights: correct has shape {tuple(correct.shape)}, expected [B]")
-    if group_size < 1 or len(correct) % group_size:
-        raise ValueError(f"dual_path_weights: {len(correct)} completions do not make groups of {group_size}")
+    if not isinstance(group_size, int) or group_size < 1 or len(correct) % group_size:
+        raise ValueError(f"dual_path_weights: {len(correct)} completions do not make groups of {group_size!r}")
     counted = ~correct.isnan() if correct.is_floating_point() else torch.ones_like(correct, dtype=torch.bool)
     odd = counted & (correct != 0) & (correct != 1)
     if odd.any():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 from trl.models.utils import disable_gradient_checkpointing
@@ -68,6 +69,8 @@ class ScopeGRPOTrainer(ExactResume):
             own: Any = args.model_init_kwargs or {}
             given = {"trust_remote_code": args.trust_remote_code, **own}
             model = find_model(model, "model", **{name: given[name] for name in HUB_SETTINGS if name in given})[0]
+        elif args.beta and kwargs.get("peft_config") is None:
+            _check_reference(model)
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         functions = [check_reward_function(f, args) for f in functions if f is not None]
         super().__init__(model, functions, args, **kwargs)
@@ -231,6 +234,15 @@ class ScopeGRPOTrainer(ExactResume):
             rows = recorder.log_probs.tolist()
             log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
         return completion_ids, log_probs
+
+
+def _check_reference(model: Any) -> None:
+    """The parent loads the reference of a model without adapters from where the model came from."""
+    if not isinstance(model, PeftModel) and not getattr(getattr(model, "config", None), "_name_or_path", "x"):
+        raise ValueError(
+            "beta (kl_coef in PPO) needs a reference, which is loaded from the model's folder or name, and this model "
+            "was made in memory: save it and load it from there, train an adapter (peft_config), or set --beta 0."
+        )
 
 
 def _zero() -> Tensor:

@@ -36,7 +36,7 @@ SAMPLING = {
 }  # fmt: skip
 WHOLE_NUMBERS = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "steps_per_generation",
-    "num_iterations", "max_completion_length",
+    "num_iterations", "max_completion_length", "num_generations",
 )  # fmt: skip
 FROM_ZERO = ("beta", "learning_rate", "seed", "max_grad_norm", "warmup_steps", "weight_decay")
 

@@ -71,7 +71,7 @@ def test_a_prompt_that_comes_twice_is_one_problem(tmp_path):
     ("name", "settings", "message"),
     [
         ("arithmetic", {}, "say how many problems"),
-        ("arithmetic", {"num": 0}, "at least 1, or None for all, got 0"),
+        ("arithmetic", {"num": 0}, "whole number >= 1, or None for all, got 0"),
         ("arithmetic", {"num": 2, "part": "dev"}, "unknown part 'dev' of arithmetic; valid parts: train, test"),
         ("arithmetic", {"num": 2, "split": "train"}, "arithmetic is generated and takes no split"),
         ("letters", {"num": 2, "instruction": "Think."}, "letters is generated and takes no instruction"),

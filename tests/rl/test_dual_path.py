@@ -128,6 +128,8 @@ def test_a_group_of_one_has_its_full_weight():
     [
         ({"tau": 0}, "tau must be positive"),
         ({"tau": math.nan}, "tau must be positive"),
+        ({"tau": "1"}, "tau must be positive"),
+        ({"group_size": 3.0}, "do not make groups of 3.0"),
         ({"normalization": "max"}, "normalization must be mean or sum"),
         ({"student_sign": 2}, "student_sign must be"),
         ({"group_size": 2}, "3 completions do not make groups of 2"),
@@ -254,3 +256,13 @@ def test_equation_six_by_hand_has_the_gradient_of_the_objective_on_dual_path_adv
     loss = make_objective("ppo")(PolicyInputs(student, advantages, student.detach())).per_decision
     (found,) = torch.autograd.grad(reduce_loss(loss, mask, "token_mean", normalizer=3), logits)
     assert ((found - wanted).norm() / wanted.norm()).item() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tau_next_to_zero_gives_weights_and_no_nan(dtype):
+    log_probs = torch.tensor([-1.0, -2.0, -3.0], dtype=dtype)
+    for tau in (1e-45, 1e-310):
+        right, _ = dual_path_weights(log_probs, log_probs, torch.ones(3), 3, tau, "sum")
+        _, wrong = dual_path_weights(log_probs, log_probs, torch.zeros(3), 3, tau, "sum")
+        assert (right.tolist(), wrong.tolist()) == ([0, 0, 1], [1, 0, 0])
+        assert right.dtype == dtype

@@ -312,3 +312,14 @@ def test_the_card_of_a_checkpoint_names_the_objective_and_no_base_of_none(tmp_pa
     card = (tmp_path / "README.md").read_text()
     assert "scope(clip_low=0.2" in card
     assert "None" not in card
+
+
+def test_a_reference_for_a_model_made_in_memory_is_refused_before_it_is_looked_for_on_the_hub(tmp_path):
+    args = ScopeGRPOConfig(
+        str(tmp_path), beta=0.1, per_device_train_batch_size=4, num_generations=2, use_cpu=True, report_to="none"
+    )
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match="was made in memory: save it"):
+        ScopeGRPOTrainer(
+            tiny_gpt2(tokenizer), [length_reward], args, train_dataset=prompt_dataset(), processing_class=tokenizer
+        )

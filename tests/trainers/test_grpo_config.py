@@ -63,6 +63,7 @@ def test_epsilon_for_an_objective_without_a_clip_is_refused(tmp_path):
         ({"repetition_penalty": 1.2}, ["repetition_penalty"]),
         ({"importance_sampling_level": "word"}, ["importance_sampling_level", "word"]),
         ({"num_generations": 3}, ["num_generations", "3"]),
+        ({"num_generations": 0}, ["num_generations must be a whole number >= 1"]),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings, words):
