@@ -120,6 +120,26 @@ def test_every_metric_and_setting_of_distillation_is_explained(tmp_path):
     assert {"mode", "weights", "reverse_weights", "tau", "normalization", "reduction"} <= settings <= known
 
 
+def test_the_figures_of_distillation_in_the_readme_are_those_of_the_records():
+    from scope_rlhf.metrics import compare
+    from scope_rlhf.reports.seed_table import read_results
+
+    results = read_results(ROOT / "benchmarks/results/distillation_letters.jsonl")
+    metrics = ("accuracy", "avg", "pass@8", "kl_wrong")
+    table = {metric: compare(results, metric, control="opd") for metric in metrics}
+    rows = re.findall(r"\n\| `([^`]+)` \|([^\n]*)", distillation_section())
+    seen = set()
+    for row, cells in ((row, cells) for row, cells in rows if row in table["avg"]):
+        numbers = [float(x) for x in re.findall(r"[-+]?\d*\.\d{3}", cells)]
+        expected = [table[metric][row][0].value for metric in metrics if row in table[metric]]
+        if row not in ("teacher", "start", "opd"):
+            gaps = [table[metric][row][1] for metric in ("avg", "pass@8")]
+            expected += [x for gap in gaps for x in (gap.value, gap.low, gap.high)]
+        assert numbers == pytest.approx(expected, abs=6e-4), row
+        seen.add(row)
+    assert seen == {result.row for result in results} and len({result.seed for result in results}) == 5
+
+
 def control_section():
     return README[README.index("## Control") : README.index("## Vision")]
 

@@ -132,6 +132,6 @@ def plot_methods(runs: Mapping[tuple[str, int], Path], path: Path, title: str) -
             axes.set_title(panel.title)
             axes.set_ylabel(panel.unit)
             axes.set_xlabel("update")
-            if axes.lines:
-                axes.legend(loc="best", fontsize=7.5)
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+        figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=8)
         return save_figure(figure, path)
