@@ -1,6 +1,6 @@
 """Distillation beside its controls and its ablations, five seeds: the table and the pictures of the README.
 
-    python benchmarks/distillation_tables.py            # about half an hour on 2 cores
+    python benchmarks/distillation_tables.py            # about 40 minutes on 2 cores
 
 Takes the flags of recipes/distill_dual_path.py; runs that are done in --output_dir are not made again. Records, table
 and pictures are benchmarks/results/distillation_<task>.jsonl, .md, .png and _curves.png.

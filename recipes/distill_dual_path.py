@@ -1,7 +1,7 @@
 """Dual-path on-policy distillation (SCOPE, arXiv 2604.10688; not the Scope loss) beside its controls.
 
-    python recipes/distill_dual_path.py                   # sorting letters: no GPU, no Hub; about 4 minutes on 2 cores
-    python recipes/distill_dual_path.py --full_table      # with the paper's ablations, five seeds: about an hour
+    python recipes/distill_dual_path.py                   # sorting letters: no GPU, no Hub; about 5 minutes on 2 cores
+    python recipes/distill_dual_path.py --full_table      # with the paper's ablations, five seeds: about 40 minutes
 
 Without arguments a small teacher and a smaller student are trained on the task (once, then kept), and from that start
 plain on-policy distillation with 8 completions of a prompt (the control) and with 1, GRPO, and dual-path distillation.
