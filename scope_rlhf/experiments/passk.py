@@ -36,13 +36,12 @@ from scope_rlhf.experiments.systems import (
     is_model,
     keep_config,
     load_model,
-    option,
     parse,
 )
 from scope_rlhf.reports.pass_at_k import SUMMARY_FILE, pass_at_k_table, write_pass_at_k_report
 from scope_rlhf.runtime import RunFolder
 from scope_rlhf.runtime.files import read_json_lines, write_json, write_json_lines
-from scope_rlhf.runtime.settings import json_object
+from scope_rlhf.runtime.settings import json_object, option
 
 SETTING = "--model_name_or_path"
 DEFAULT_K = (1, 8, 32)

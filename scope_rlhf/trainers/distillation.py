@@ -49,8 +49,9 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
 
     reward_funcs are the verifiers: the weighted sum of their rewards is correct from args.correct_threshold on. A
     completion for which all of them return None, and one without tokens, has weight 0. They may be left out in "opd".
-    teacher_model: an instance, of which the tokenizer is checked where teacher_processing_class is given; otherwise the
-    settings name the teacher. Its log-probs are taken once a rollout. A score that is missing is an error.
+    teacher_model: a name, a folder or an instance, of which the tokenizer is checked where teacher_processing_class is
+    given; otherwise the settings name the teacher. Its log-probs are taken once a rollout. A score that is missing is
+    an error.
 
     Metrics beside those of ScopeGRPOTrainer: distillation/*; the README explains each. Raises ValueError at
     construction as ScopeGRPOTrainer, and for a teacher that is missing, is the student, or has other tokens.
@@ -77,6 +78,13 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         verified = reward_funcs is not None and reward_funcs != []
         if not verified:
             _check_without_verifier(args)
+        if isinstance(teacher_model, str):  # as TRL takes it
+            if args.teacher_model_name_or_path not in (None, teacher_model):
+                raise ValueError(
+                    f"teacher_model={teacher_model!r} and teacher_model_name_or_path="
+                    f"{args.teacher_model_name_or_path!r} name two teachers; give one of them."
+                )
+            args.teacher_model_name_or_path, teacher_model = teacher_model, None
         teacher, tokenizer = find_teacher(args, model, teacher_processing_class, teacher_model)
         super().__init__(model, reward_funcs if verified else [_no_verifier], args, **kwargs)
         self._verified, self._warned = verified, False

@@ -110,8 +110,6 @@ def find_teacher(
             f"{said}: give exactly one of teacher_model (an instance), --teacher_model_name_or_path, "
             "--teacher_adapter_name and --teacher_base_url."
         )
-    if isinstance(given, str):
-        raise ValueError(f"teacher_model={given!r} is a name; set {SETTING}, or give an instance.")
     if given is not None:
         if given is model:
             raise ValueError("teacher_model is the student itself; give a model of its own.")

@@ -113,7 +113,8 @@ def test_an_endpoint_has_the_temperature_of_the_rollout_unless_the_teacher_has_i
     ("settings", "message"),
     [
         ({"teacher_model": None}, "there is no teacher: give exactly one of teacher_model .*--teacher_base_url"),
-        ({"teacher_model": "gpt2"}, "teacher_model='gpt2' is a name; set --teacher_model_name_or_path"),
+        ({"teacher_model": "/no/such/folder"}, "--teacher_model_name_or_path='/no/such/folder' does not"),
+        ({"teacher_model": "gpt2", "teacher_model_name_or_path": "gpt2-xl"}, "'gpt2-xl' name two teachers"),
         (
             {"teacher_model": 1, "teacher_model_name_or_path": "gpt2"},
             "teacher_model and teacher_model_name_or_path name several teachers",

@@ -63,6 +63,7 @@ def test_a_folder_an_adapter_folder_an_instance_and_a_peft_model_are_scored_as_w
     adapter = save_adapter(tmp_path / "adapter")
     cases = [
         ({"teacher_model_name_or_path": folder}, plain_gpt2(seed=1)),
+        ({"teacher_model": folder}, plain_gpt2(seed=1)),
         ({"teacher_model_name_or_path": adapter}, teacher_adapter()),
         ({"teacher_model": tiny_gpt2(tiny_tokenizer(), seed=1)}, plain_gpt2(seed=1)),
         ({"teacher_model": teacher_adapter()}, teacher_adapter()),
