@@ -14,7 +14,6 @@
 """
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +29,7 @@ from scope_rlhf.control.atari import (
 from scope_rlhf.control.registry import not_in_suite, registered_id
 from scope_rlhf.control.vector import Environments, every_end
 from scope_rlhf.runtime.settings import did_you_mean
+from scope_rlhf.runtime.threads import available_cores
 
 SUITES: dict[str, tuple[str, ...]] = {
     "atari": ("ale", "envpool", "gymnasium"),
@@ -155,8 +155,7 @@ def make_parts(spec: EnvironmentSpec, num_envs: int, seed: int) -> list[Environm
     """
     if spec.backend != "ale" or num_envs < 2:
         return [make_environments(spec, num_envs, seed)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spec = replace(spec, kwargs={"num_threads": max(1, cores // 2), **spec.kwargs})
+    spec = replace(spec, kwargs={"num_threads": max(1, available_cores() // 2), **spec.kwargs})
     first = num_envs // 2
     return [make_environments(spec, first, seed), make_environments(spec, num_envs - first, seed + first)]
 

@@ -12,6 +12,7 @@ from scope_rlhf.experiments.arguments import check_push
 from scope_rlhf.experiments.command_line import parse_settings, read_config, spell, take_config
 from scope_rlhf.models.loading import PolicyConfig
 from scope_rlhf.runtime.settings import did_you_mean, json_object, option
+from scope_rlhf.runtime.threads import available_cores
 from scope_rlhf.trainers.distillation_config import DualPathDistillationConfig
 
 # A row is one of these with `setting=value` behind it. The first row of a table is the control.
@@ -100,9 +101,8 @@ class DistillationArguments:
             self.methods = [*DEFAULT_ROWS, *(ABLATIONS if self.full_table else ())]
         self.seeds = (5 if self.full_table else 1) if self.seeds is None else self.seeds
         if self.jobs is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             alone = torch.accelerator.is_available() or int(os.environ.get("WORLD_SIZE", 1)) > 1
-            self.jobs = 1 if alone else cores
+            self.jobs = 1 if alone else available_cores()
         least = {
             "seeds": 1, "first_seed": 0, "jobs": 1, "num_train_prompts": 1, "num_eval_prompts": 2, "num_samples": 1,
             "eval_batch_size": 1, "num_threads": 1,

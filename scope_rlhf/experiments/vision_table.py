@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -147,8 +146,9 @@ def cell_argv(row: str, argv: Sequence[str], output: Path, seed: int) -> list[st
 def run_cells(cells: Sequence[tuple[str, int, list[str], str | None]], jobs: int, quiet: bool, config: Any) -> Any:
     """Results of all runs, in their order; those that are there already are read."""
     from scope_rlhf.metrics import SeedResult
+    from scope_rlhf.runtime.threads import available_cores
 
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    threads = None if jobs == 1 else max(1, available_cores() // jobs)
     found = run_jobs(run_cell, [(argv, config, file, threads) for _, _, argv, file in cells], jobs, quiet)
     return [SeedResult(row, seed, metrics) for (row, seed, _, _), metrics in zip(cells, found, strict=True)]
 
@@ -186,11 +186,13 @@ def _own_settings(
     """The table's own settings, taken out of the command line and the file, and the rest of the command line."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from scope_rlhf.runtime.threads import available_cores
+
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--rows", nargs="+", default=["paper"])
     parser.add_argument("--published", default="table1")
-    for name, default in (("seeds", 3), ("first_seed", 1), ("jobs", 1 if torch.accelerator.is_available() else cores)):
+    jobs = 1 if torch.accelerator.is_available() else available_cores()
+    for name, default in (("seeds", 3), ("first_seed", 1), ("jobs", jobs)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = {name: config.pop(name) for name in _OWN if name in config}
     if isinstance(given.get("rows"), str):

@@ -9,12 +9,17 @@ import psutil
 import torch
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use; at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(number: int | None) -> None:
     """torch's CPU threads. None leaves them as they are, unless `accelerate launch` has started one process on CPUs and
     has itself taken one thread for it, which it does where OMP_NUM_THREADS is not set: then all cores.
     """
     if number is None and not torch.accelerator.is_available() and _launcher_took_one_thread():
-        number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        number = available_cores()
     if number is not None:
         torch.set_num_threads(number)
 
