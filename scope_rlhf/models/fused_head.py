@@ -9,8 +9,8 @@ where c_j = s / temperature, times 1 - tanh^2 with a softcap. Each output is one
 
 `jacobian`, for a frozen head: the gradient of a token's scalar to its hidden state is one vector of the hidden size,
 c (W[t_i] - E_p[W]), which the forward has at hand. It is kept, nothing is recomputed: two products with the head in
-place of three. The entropy as a metric comes with it: logsumexp - (h . E_p[W] + E_p[b]) s / temperature. Entropy with a
-gradient costs one product more.
+place of three. The entropy as a metric comes with it: logsumexp - (h . E_p[W] + E_p[b]) s / temperature (from p itself where
+products in bfloat16 are too coarse for that, or with a softcap). Entropy with a gradient costs one product more.
 `recompute`, for a trainable head: the forward keeps a number per token, the backward makes the logits again.
 `dense`: all logits at once by autograd; the formula that the others are checked against.
 
@@ -55,7 +55,7 @@ def head_log_probs(
 
     head_impl: auto is jacobian for a frozen head and recompute for a trainable one. entropy: "none", "metric" (no
     gradient) or "gradient". Gradient flows to hidden and, except with jacobian, to weight and bias; first order only.
-    The products are in autocast's dtype where that is on, else in hidden's; results are float32, or float64 for float64.
+    The products are in autocast's dtype where that is on, else in hidden's; results are float32 (float64 for float64).
 
     ValueError for an unknown head_impl or entropy, and for jacobian with a head that needs a gradient.
     """
@@ -121,6 +121,7 @@ class _Logits:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform, dtype: torch.dtype):
         self.dtype, self.statistics = dtype, torch.promote_types(dtype, torch.float32)
+        self.exact = self.dtype == self.statistics  # else products round more than statistics may
         self.transform = transform
         self.slope = transform.scale / transform.temperature
         self.weight = weight.detach().to(dtype)
@@ -134,7 +135,7 @@ class _Logits:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor | float]:
         z, transform = self.buffer[: len(rows)], self.transform
-        if transform.softcap is None and self.dtype == self.statistics:
+        if transform.softcap is None and self.exact:
             # Scaling the hidden states is cheaper than scaling the logits, and in this dtype as exact.
             _multiply(rows.to(self.dtype) * self.slope, self.weight.t(), z)
             return (z if self.bias is None else z.add_(self.bias * self.slope)), self.slope
@@ -191,27 +192,23 @@ class _Jacobian(torch.autograd.Function):
                 picked = z.gather(1, chosen.unsqueeze(1)).squeeze(1)
                 p, log_sum, total = _softmax(z)
                 log_probs[part] = picked - log_sum
-                surprise = None
-                if entropy == "gradient" or (entropy == "metric" and (not needed or isinstance(slope, Tensor))):
-                    surprise = torch.special.entr(p)
+                steep = isinstance(slope, Tensor)
+                mean = None
+                if jacobian is not None:
+                    mean = logits.expected_rows(p * slope if steep else p).div_(total.unsqueeze(1))
+                    own = logits.weight[chosen].to(mean.dtype)
+                    own = own * slope.gather(1, chosen.unsqueeze(1)) if isinstance(slope, Tensor) else own
+                    jacobian[part] = own - mean if steep else (own - mean).mul_(slope)
+                if entropy == "metric" and mean is not None and not steep and logits.exact:
+                    centre = (rows.to(mean.dtype) * mean).sum(dim=1)
+                    centre = centre if bias is None else centre + p @ bias / total
+                    entropies[part] = log_sum - slope * centre
+                elif entropy != "none":
+                    surprise = torch.special.entr(p, out=None if entropy_jacobian is not None else p)
                     entropies[part] = _entropy(surprise, total)
-                if jacobian is None:
-                    continue
-                if isinstance(slope, Tensor):
-                    own = slope.gather(1, chosen.unsqueeze(1)) * logits.weight[chosen]
-                    jacobian[part] = own - logits.expected_rows(p * slope).div_(total.unsqueeze(1))
-                else:
-                    mean = logits.expected_rows(p).div_(total.unsqueeze(1))
-                    if entropy == "metric":
-                        centre = (rows.to(mean.dtype) * mean).sum(dim=1)
-                        centre = centre if bias is None else centre + p @ bias / total
-                        entropies[part] = log_sum - slope * centre
-                    jacobian[part] = (logits.weight[chosen] - mean).mul_(slope)
-                if entropy_jacobian is not None:
-                    assert surprise is not None
-                    # -p (log p + H)
-                    surprise = torch.addcmul(surprise, p, entropies[part].unsqueeze(1), value=-1, out=surprise)
-                    entropy_jacobian[part] = logits.expected_rows(surprise.mul_(slope))
+                    if entropy_jacobian is not None:  # -p (log p + H)
+                        surprise.addcmul_(p, entropies[part].unsqueeze(1), value=-1)
+                        entropy_jacobian[part] = logits.expected_rows(surprise.mul_(slope))
         ctx.save_for_backward(jacobian, entropy_jacobian)
         ctx.set_materialize_grads(False)
         if entropy == "none":
@@ -289,7 +286,7 @@ class _Recompute(torch.autograd.Function):
                     grad_hidden[part] = logits.expected_rows(to_logits)
                 if grad_weight is not None:
                     rows = hidden[part].to(ctx.dtype)
-                    if ctx.dtype == wide:
+                    if logits.exact:
                         grad_weight.addmm_(to_logits.t(), rows)
                     else:
                         grad_weight += _multiply(

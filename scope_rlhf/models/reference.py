@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import disable_dropout_in_model
 
+from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.positions import derive_positions
 
 
@@ -16,15 +17,16 @@ def prepare_reference(
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     name: str = "ref_model",
+    head_impl: str = "auto",
 ) -> Any:
-    """`model` with TRL's fused head at this temperature, positions from the mask, no dropout and no gradient, wrapped
+    """`model` with a log-prob head at this temperature (models.log_prob_head), positions from the mask, no dropout and no gradient, wrapped
     as DeepSpeed or FSDP need it. ValueError, beginning with `name`, for a model that has a fused head already, such as
     the policy.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "forward" in vars(base):
         raise ValueError(f"{name} has a fused head or a changed forward already; give a model of its own.")
-    add_fused_lm_head(base, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
+    add_log_prob_head(base, temperature, head_impl, cast_lm_head_to_fp32, frozen=True)
     derive_positions(model)
     disable_dropout_in_model(model)
     model.requires_grad_(False).eval()
@@ -37,10 +39,12 @@ def prepare_reference(
 
 
 @contextmanager
-def head_temperature(model: Any, temperature: float, cast_lm_head_to_fp32: bool = False) -> Iterator[None]:
-    """The fused head of `model` (without PEFT around it) works at another temperature within the context."""
+def head_temperature(
+    model: Any, temperature: float, cast_lm_head_to_fp32: bool = False, head_impl: str = "auto"
+) -> Iterator[None]:
+    """The log-prob head of `model` (without PEFT around it) works at another temperature within the context."""
     forward = model.forward
-    add_fused_lm_head(model, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
+    add_log_prob_head(model, temperature, head_impl, cast_lm_head_to_fp32, frozen=True)
     try:
         yield
     finally:

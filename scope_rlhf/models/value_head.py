@@ -95,7 +95,7 @@ def initial_bias(critic: CriticLossFunction, value: float | None) -> Tensor:
 def add_value_head(
     model: Any, critic: CriticLossFunction, initial_value: float | None = None, head: ValueHead | None = None
 ) -> ValueHead:
-    """Give `model` (a causal LM with TRL's fused LM head, with or without PEFT around it) a trainable value head.
+    """Give `model` (a causal LM with a log-prob head or TRL's fused LM head, with or without PEFT around it) a trainable value head.
 
     A call with fused_lm_head=True then returns PolicyValueOutput; other calls, such as those of `generate`, are as
     before. The head is a submodule of the base model, so that DDP, DeepSpeed and the optimizer see its parameters.
@@ -107,7 +107,7 @@ def add_value_head(
         raise ValueError(f"the model has a {HEAD_NAME} already")
     fused = base.__dict__.get("forward")
     if not isinstance(fused, types.MethodType):
-        raise ValueError("the model has no fused LM head yet; call trl.trainer.utils.add_fused_lm_head first")
+        raise ValueError("the model has no log-prob head yet; call models.log_prob_head.add_log_prob_head first")
     if head is None:
         head = ValueHead(base.config.get_text_config().hidden_size, critic, initial_value)
     embeddings = base.get_output_embeddings().weight
@@ -128,7 +128,7 @@ def add_value_head(
             output = fused(*args, fused_lm_head=True, **kwargs)
         finally:
             handle.remove()
-        inputs = {k: v for k, v in kwargs.items() if k not in ("labels", "shift_labels", "num_items_in_batch")}
+        inputs = {k: v for k, v in kwargs.items() if k not in ("labels", "shift_labels", "num_items_in_batch", "head_entropy")}
         states = head.states(self, hidden[-1], **inputs)
         states = states if kwargs.get("shift_labels") is not None else states[:, :-1]
         return PolicyValueOutput(**output, critic_outputs=head(states))

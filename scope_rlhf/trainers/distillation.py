@@ -111,7 +111,7 @@ class DualPathDistillationTrainer(ScopeGRPOTrainer):
         mask = (rollout["completion_mask"] * rollout.get("tool_mask", 1)).bool()
         self._check_ids(rollout["completion_ids"])
         if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
-            rollout["old_per_token_logps"] = self._rollout_log_probs(self.model, rollout)
+            rollout["old_per_token_logps"] = self._old_log_probs(rollout)
         started = self._time()
         teacher_log_probs = self.teacher.log_probs(rollout)
         seconds = self._time() - started

@@ -9,15 +9,13 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import ProcessorMixin
-from trl.models.utils import disable_gradient_checkpointing
 
 from scope_rlhf.losses import fill_masked, reduce_loss
 from scope_rlhf.models.loading import find_model
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.models.sampling import record_sampling
 from scope_rlhf.objectives import PolicyInputs
-from scope_rlhf.trainers.exact_resume import ExactResume
 from scope_rlhf.trainers.grpo_config import ScopeGRPOConfig, check_model_sampling
+from scope_rlhf.trainers.lean_rollouts import LeanRollouts
 from scope_rlhf.trainers.prompts import check_batches, check_dataset, check_lengths, check_templates
 from scope_rlhf.trainers.rewards import check_reward_function, probe_reward
 
@@ -26,7 +24,7 @@ HUB_SETTINGS = ("revision", "trust_remote_code")
 NEEDS_UNIT_SPREAD = ("scope", "focal", "policy_entropy")
 
 
-class ScopeGRPOTrainer(ExactResume):
+class ScopeGRPOTrainer(LeanRollouts):
     """GRPOTrainer that minimises `args.objective`.
 
     Generation, vLLM and its importance ratio, tool masks, reward functions and models, reference KL with the bias
@@ -84,6 +82,7 @@ class ScopeGRPOTrainer(ExactResume):
         check_model_sampling(self.model, getattr(self, "generation_kwargs", None))
         if self.aux_loss_enabled:
             raise ValueError("mixture-of-experts balancing (output_router_logits) is not supported: set it to False.")
+        self._add_heads()
         for each in (self.model, self.ref_model):
             if each is not None:
                 derive_positions(each)
@@ -121,12 +120,20 @@ class ScopeGRPOTrainer(ExactResume):
         per_token, stats = policy.per_decision, {f"objective/{k}": v for k, v in policy.stats.items()}
         if self.use_vllm and self.vllm_importance_sampling_correction:
             per_token = per_token * inputs["importance_sampling_ratio"]
-        if "sampling_per_token_logps" in inputs:
-            gap = (old_log_probs - fill_masked(inputs["sampling_per_token_logps"], mask)).abs()
-            stats["rollout/log_prob_gap"] = gap.nan_to_num(0.0)  # vLLM leaves out log-probs that it could not score
+        self._note_sampling_gap(log_probs.detach(), inputs, mask)
         per_token, more = self._add_terms(per_token, inputs, mask, log_probs, log_ratio)
         self._accumulate({**stats, **more, "entropy": entropy.detach()}, mask)
         return self._reduce(per_token, mask, inputs["num_items_in_batch"])
+
+    def _note_sampling_gap(self, log_probs: Tensor, inputs: dict[str, Any], mask: Tensor) -> None:
+        """How far the sampler's log-probs are from those of the training pass, before the first step on a rollout."""
+        into = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
+        if "sampling_per_token_logps" in inputs and (
+            not self.model.training or into < self.args.gradient_accumulation_steps
+        ):
+            gap = (log_probs - fill_masked(inputs["sampling_per_token_logps"], mask)).abs()
+            gap = gap.nan_to_num(0.0)  # vLLM leaves out log-probs that it could not score
+            self._accumulate({"rollout/log_prob_gap": gap}, mask, count="sampled_tokens")
 
     def _add_terms(
         self, per_token: Tensor, inputs: dict[str, Any], mask: Tensor, log_probs: Tensor, log_ratio: Tensor
@@ -206,15 +213,6 @@ class ScopeGRPOTrainer(ExactResume):
         """Where this process's rows lie among those of all processes."""
         return slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
 
-    def _rollout_log_probs(self, model: Any, rollout: dict[str, Tensor]) -> Tensor:
-        """Log-probs [B, T] of the completions under `model`, which has a fused head; no gradient."""
-        rows = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
-        ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
-        attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
-        width = rollout["completion_ids"].size(1)
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            return self._get_per_token_logps_and_entropies(model, ids, attention, width, rows)[0]
-
     def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
         """Mean advantages in the table of completions (log_completions), where the parent put those of groups."""
         whole = self.accelerator.gather(advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
@@ -222,18 +220,6 @@ class ScopeGRPOTrainer(ExactResume):
         for _ in whole[: len(shown)]:
             shown.pop()
         shown.extend(whole)
-
-    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        if self.use_vllm or self.use_transformers_continuous_batching:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        model: Any = self.accelerator.unwrap_model(self.model_wrapped)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with record_sampling(base, self.temperature) as recorder:
-            completion_ids, log_probs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        if recorder.log_probs is not None:
-            rows = recorder.log_probs.tolist()
-            log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
-        return completion_ids, log_probs
 
 
 def _check_reference(model: Any) -> None:

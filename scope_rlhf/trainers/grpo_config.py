@@ -8,6 +8,8 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
+from scope_rlhf.models.log_prob_head import check_head_impl
+from scope_rlhf.models.rollout_weights import check_rollout_dtype
 from scope_rlhf.objectives import make_trainer_objective, require_trainable
 from scope_rlhf.runtime.settings import json_object
 
@@ -118,12 +120,41 @@ class ScopeGRPOConfig(GRPOConfig):
     disable_dropout: bool = field(
         default=True, metadata={"help": "Turn dropout off, so that the ratio is 1 on the first pass."}
     )
+    head_impl: str = field(
+        default="auto",
+        metadata={
+            "help": "How log-probs come from hidden states: auto (the fastest), jacobian (frozen head), recompute, trl "
+            "(TRL's fused head) or dense (all logits)."
+        },
+    )
+    merge_for_rollout: bool = field(
+        default=True, metadata={"help": "Merge the LoRA adapter into the weights while completions are sampled."}
+    )
+    rollout_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dtype of the weights while completions are sampled: bfloat16 or float32; default: their own. Old "
+            "log-probs are then taken by a pass of the policy."
+        },
+    )
+    reuse_sampling_log_probs: bool = field(
+        default=True,
+        metadata={"help": "Take the sampler's log-probs as old log-probs where they are those of the policy."},
+    )
+    sort_by_length: bool = field(
+        default=True,
+        metadata={
+            "help": "Put rows of like lengths into a micro-batch, within an optimizer step, and cut its padding off."
+        },
+    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._read_dicts()
         self._check_numbers()
+        check_head_impl(self.head_impl)
+        check_rollout_dtype(self.rollout_dtype)
         if self.load_best_model_at_end and getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
             raise ValueError("load_best_model_at_end needs evaluations: set --eval_strategy steps and --eval_steps N.")
         if self.load_best_model_at_end and self.metric_for_best_model is None:

@@ -16,7 +16,11 @@ def reshuffle(batches: list[dict[str, Tensor]], seed: tuple[int, ...]) -> list[d
     random state is not touched. Scalars, such as a count over the rollout, go to every minibatch.
     """
     rows = sum(len(batch["completion_ids"]) for batch in batches)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(rows))
+    return deal(batches, torch.from_numpy(np.random.default_rng(seed).permutation(rows)))
+
+
+def deal(batches: list[dict[str, Tensor]], order: Tensor) -> list[dict[str, Tensor]]:
+    """The rows of all batches in this order, in batches of the same sizes; scalars stay where they are."""
     sizes = [len(batch["completion_ids"]) for batch in batches]
     dealt: list[dict[str, Tensor]] = [{} for _ in batches]
     for name, value in batches[0].items():

@@ -58,7 +58,9 @@ class ScopePPOTrainer(CriticCheckpoints):
         args.beta = 0.0 if ref_model is not None else args.kl_coef
         super().__init__(model, reward_funcs, args, **kwargs)
         if ref_model is not None:
-            self.ref_model = prepare_reference(ref_model, self.accelerator, self.temperature, args.cast_lm_head_to_fp32)
+            self.ref_model = prepare_reference(
+                ref_model, self.accelerator, self.temperature, args.cast_lm_head_to_fp32, head_impl=args.head_impl
+            )
             self.beta = args.beta = args.kl_coef
         if args.target_kl is not None and self.is_deepspeed_enabled:
             raise ValueError(
@@ -84,22 +86,17 @@ class ScopePPOTrainer(CriticCheckpoints):
         self.gate = UpdateGate(self)
         self.add_callback(self.gate)
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        outputs: list[Tensor | None] = []
-
-        def recording(**inputs):
-            output = model(**inputs)
-            outputs.append(getattr(output, "critic_outputs", None))
-            return output
-
-        result = super()._get_per_token_logps_and_entropies(
-            recording, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
-        if outputs[0] is not None:
-            self._outputs.append(torch.cat([x[:, -logits_to_keep:] for x in outputs]))  # pyright: ignore
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if self._critic_outputs is not None:
+            self._outputs.append(self._critic_outputs)
             if self.value_head is not None and not torch.is_grad_enabled():
                 self.value_head.active = False  # of a rollout's passes only the first, the policy's, needs values
         return result
+
+    @property
+    def _needs_values(self) -> bool:
+        return self.value_head is not None and self.value_head.active
 
     def _sum(self, x: Tensor) -> Any:
         return self.accelerator.reduce(x, reduction="sum")
@@ -116,7 +113,7 @@ class ScopePPOTrainer(CriticCheckpoints):
         mask = rollout["completion_mask"] * rollout.get("tool_mask", 1)
         if "old_per_token_logps" not in rollout:  # one update per rollout: the parent goes without
             self._activate()
-            rollout["old_per_token_logps"] = self._rollout_log_probs(self.model, rollout)
+            rollout["old_per_token_logps"] = self._old_log_probs(rollout)
         share = self._share(len(mask))
         raw = self._raw_rewards[share]
         dropped = raw.isnan().all(dim=1)
@@ -217,7 +214,7 @@ class ScopePPOTrainer(CriticCheckpoints):
         again = self._step % every == 0 and self._step % (every * self.num_iterations) != 0
         if self.model.training and self._buffered_inputs is not None and again:
             seed = (self.args.seed, self._step, self.accelerator.process_index)
-            self._buffered_inputs = reshuffle(self._buffered_inputs, seed)
+            self._buffered_inputs = self._arrange(reshuffle(self._buffered_inputs, seed))
         return super()._prepare_inputs(generation_batch)
 
     def training_step(self, model, inputs, num_items_in_batch):

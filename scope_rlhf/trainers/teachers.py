@@ -29,8 +29,10 @@ class ModelTeacher:
 
     def __init__(self, trainer: Any, model: nn.Module, temperature: float):
         self.trainer = trainer
-        cast = trainer.args.cast_lm_head_to_fp32
-        self.model = prepare_reference(model, trainer.accelerator, temperature, cast, name="teacher_model")
+        self.model = prepare_reference(
+            model, trainer.accelerator, temperature, trainer.args.cast_lm_head_to_fp32, "teacher_model",
+            trainer.args.head_impl,
+        )  # fmt: skip
 
     def log_probs(self, rollout: dict[str, Tensor]) -> Tensor:
         return self.trainer._rollout_log_probs(self.model, rollout)
@@ -62,10 +64,11 @@ class AdapterTeacher:
 
     def log_probs(self, rollout: dict[str, Tensor]) -> Tensor:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        base, cast = model.get_base_model(), self.trainer.args.cast_lm_head_to_fp32
+        base, args = model.get_base_model(), self.trainer.args
+        head = head_temperature(base, self.temperature, args.cast_lm_head_to_fp32, args.head_impl)
         base.eval()  # an adapter from a folder comes with its own dropout, after the parent's turn at it
         try:
-            with use_adapter(model, self.name), head_temperature(base, self.temperature, cast):
+            with use_adapter(model, self.name), head:
                 return self.trainer._rollout_log_probs(self.trainer.model, rollout)
         finally:
             base.train(model.training)
