@@ -9,8 +9,9 @@ where c_j = s / temperature, times 1 - tanh^2 with a softcap. Each output is one
 
 `jacobian`, for a frozen head: the gradient of a token's scalar to its hidden state is one vector of the hidden size,
 c (W[t_i] - E_p[W]), which the forward has at hand. It is kept, nothing is recomputed: two products with the head in
-place of three. The entropy as a metric comes with it: logsumexp - (h . E_p[W] + E_p[b]) s / temperature (from p itself where
-products in bfloat16 are too coarse for that, or with a softcap). Entropy with a gradient costs one product more.
+place of three. The entropy as a metric comes with it: logsumexp - (h . E_p[W] + E_p[b]) s / temperature, except with a
+softcap or with products in bfloat16, which are too coarse for that: there it comes from p itself. Entropy with a
+gradient costs one product more.
 `recompute`, for a trainable head: the forward keeps a number per token, the backward makes the logits again.
 `dense`: all logits at once by autograd; the formula that the others are checked against.
 

@@ -19,9 +19,9 @@ def prepare_reference(
     name: str = "ref_model",
     head_impl: str = "auto",
 ) -> Any:
-    """`model` with a log-prob head at this temperature (models.log_prob_head), positions from the mask, no dropout and no gradient, wrapped
-    as DeepSpeed or FSDP need it. ValueError, beginning with `name`, for a model that has a fused head already, such as
-    the policy.
+    """`model` with a log-prob head at this temperature (models.log_prob_head), positions from the mask, no dropout and
+    no gradient, wrapped as DeepSpeed or FSDP need it. ValueError, beginning with `name`, for a model that has a fused
+    head already, such as the policy, and as add_log_prob_head.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "forward" in vars(base):

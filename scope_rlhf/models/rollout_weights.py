@@ -28,21 +28,26 @@ def cpu_has_bf16() -> bool:
     return any(check is not None and check() for check in checks)
 
 
+def check_rollout_dtype(name: str | None) -> None:
+    """ValueError for a name that is not in ROLLOUT_DTYPES; None is the weights' own dtype."""
+    if name is not None and name not in ROLLOUT_DTYPES:
+        raise ValueError(
+            f"rollout_dtype must be one of {', '.join(ROLLOUT_DTYPES)}, got {name!r}; set --rollout_dtype, or leave it "
+            "out for the weights' own dtype."
+        )
+
+
 def find_rollout_dtype(
     name: str | None, device: torch.device, has_bf16: Callable[[], bool] = cpu_has_bf16
 ) -> torch.dtype | None:
     """The dtype of that name for `rollout_weights`; None, the weights' own, for None.
 
-    bfloat16 where the device would only emulate it, more slowly than float32, gives a warning and None. ValueError for
-    a name that is not in ROLLOUT_DTYPES.
+    bfloat16 where the device would only emulate it, more slowly than float32, gives a warning and None. ValueError as
+    check_rollout_dtype.
     """
+    check_rollout_dtype(name)
     if name is None:
         return None
-    if name not in ROLLOUT_DTYPES:
-        raise ValueError(
-            f"rollout_dtype must be one of {', '.join(ROLLOUT_DTYPES)}, got {name!r}; set --rollout_dtype, or leave it "
-            "out for the weights' own dtype."
-        )
     dtype, lacking = ROLLOUT_DTYPES[name], None
     if dtype == torch.bfloat16 and device.type == "cpu":
         lacking = None if has_bf16() else "CPU"

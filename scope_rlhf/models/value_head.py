@@ -23,6 +23,8 @@ from scope_rlhf.objectives import CategoricalCritic, CriticLossFunction, check_s
 CRITIC_WEIGHTS, CRITIC_RECORD = "critic.safetensors", "critic.json"
 # What in the policy's state dict belongs to the critic: the head, and the LoRA adapter of a critic on its own.
 HEAD_NAME, ADAPTER_NAME = "value_head", "critic"
+FOR_THE_LM_HEAD = ("labels", "shift_labels", "num_items_in_batch", "head_entropy")
+FOR_THE_LM_HEAD = ("labels", "shift_labels", "num_items_in_batch", "head_entropy")
 
 
 @dataclass
@@ -95,7 +97,8 @@ def initial_bias(critic: CriticLossFunction, value: float | None) -> Tensor:
 def add_value_head(
     model: Any, critic: CriticLossFunction, initial_value: float | None = None, head: ValueHead | None = None
 ) -> ValueHead:
-    """Give `model` (a causal LM with a log-prob head or TRL's fused LM head, with or without PEFT around it) a trainable value head.
+    """Give `model` (a causal LM with a log-prob head or TRL's fused LM head, with or without PEFT around it) a
+    trainable value head.
 
     A call with fused_lm_head=True then returns PolicyValueOutput; other calls, such as those of `generate`, are as
     before. The head is a submodule of the base model, so that DDP, DeepSpeed and the optimizer see its parameters.
@@ -128,7 +131,7 @@ def add_value_head(
             output = fused(*args, fused_lm_head=True, **kwargs)
         finally:
             handle.remove()
-        inputs = {k: v for k, v in kwargs.items() if k not in ("labels", "shift_labels", "num_items_in_batch", "head_entropy")}
+        inputs = {k: v for k, v in kwargs.items() if k not in FOR_THE_LM_HEAD}
         states = head.states(self, hidden[-1], **inputs)
         states = states if kwargs.get("shift_labels") is not None else states[:, :-1]
         return PolicyValueOutput(**output, critic_outputs=head(states))

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -115,7 +115,7 @@ class ScopeGRPOTrainer(LeanRollouts):
         advantages = inputs["advantages"]
         advantages = advantages.unsqueeze(1).expand_as(log_probs) if advantages.dim() == 1 else advantages
         if not getattr(self.objective, "needs_entropy", False):
-            entropy = entropy.detach()
+            entropy = cast("Tensor", entropy).detach()
         policy = self.objective(PolicyInputs(log_probs, advantages, old_log_probs, log_ratio, entropy))
         per_token, stats = policy.per_decision, {f"objective/{k}": v for k, v in policy.stats.items()}
         if self.use_vllm and self.vllm_importance_sampling_correction:

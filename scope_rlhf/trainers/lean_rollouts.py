@@ -1,7 +1,7 @@
 """Rollouts and passes over them at the cost that they need: merged weights while sampling, the sampler's own log-probs,
 the log-prob head on counted rows, no padding that sorting by length can spare."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -128,15 +128,16 @@ class LeanRollouts(ExactResume):
                 recording, ids, mask, kept, compute_entropy=compute_entropy, **kwargs
             )
             critic = getattr(outputs.pop(), "critic_outputs", None)
-            for name, value in zip(found, (result[0], result[1], None if critic is None else critic[:, -kept:]), strict=True):
+            fields = (*result[:2], None if critic is None else critic[:, -kept:])
+            for parts, value in zip(found.values(), fields, strict=True):
                 if value is not None:
-                    missing = logits_to_keep - kept
-                    found[name].append(torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, missing)))
+                    cut_off = (0, 0) * (value.ndim - 2) + (0, logits_to_keep - kept)
+                    parts.append(torch.nn.functional.pad(value, cut_off))
         back = torch.argsort(order).to(input_ids.device)
         log_probs, entropy, self._critic_outputs = (
             torch.cat(parts)[back] if parts else None for parts in found.values()
         )
-        return log_probs if known is None else known, entropy, None
+        return cast("Tensor", log_probs) if known is None else known, entropy, None
 
     def _rollout_log_probs(self, model: Any, rollout: dict[str, Tensor]) -> Tensor:
         """Log-probs [B, T] of the completions under `model`, which has a log-prob head; no gradient."""

@@ -1,7 +1,7 @@
 """Less padding: rows of like lengths share a micro-batch, and columns that are padding in all of its rows are cut off.
 
-A row of a rollout is [padding, prompt, completion, padding]. Which micro-batch of an optimizer step a row is in does not
-change the step's gradient, as long as the loss is a sum over tokens or rows with a normalizer that is not the
+A row of a rollout is [padding, prompt, completion, padding]. Which micro-batch of an optimizer step a row is in does
+not change the step's gradient, as long as the loss is a sum over tokens or rows with a normalizer that is not the
 micro-batch's own (all reductions but bnpo).
 """
 
@@ -17,7 +17,7 @@ PROMPT, TARGET = ("prompt_ids", "prompt_mask"), ("target_ids", "target_mask")
 
 
 def spans(prompt_mask: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns that each row needs of its prompt, counted from the right, and of its completion, from the left; [B] each.
+    """Columns that each row needs of its prompt, from the right, and of its completion, from the left; [B] each.
 
     Masks may have holes: the first counted column of the prompt and the last of the completion decide.
     """

@@ -188,5 +188,5 @@ def test_a_second_head_and_a_model_without_a_fused_head_are_refused():
     model, _ = with_head()
     with pytest.raises(ValueError, match="already"):
         add_value_head(model, MSE)
-    with pytest.raises(ValueError, match="no fused LM head"):
+    with pytest.raises(ValueError, match="no log-prob head"):
         add_value_head(tiny_gpt2(TOKENIZER), MSE)

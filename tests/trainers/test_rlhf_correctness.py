@@ -691,7 +691,9 @@ def test_every_pass_deals_each_completion_once_with_its_own_advantages_returns_a
             passes[-1].append(ids)
             mine = {name: x[row] for name, x in inputs.items() if x.ndim}
             for name, value in first.setdefault(ids, mine).items():
-                assert torch.equal(mine[name], value), name
+                width = min(len(mine[name]), len(value)) if value.ndim else None  # padding is cut off
+                part = slice(-width, None) if "prompt" in name and width else slice(width)
+                assert torch.equal(*(x[part] if x.ndim else x for x in (mine[name], value))), name
         return compute(model, inputs)
 
     trainer._compute_loss = spy
