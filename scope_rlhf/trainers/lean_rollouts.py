@@ -11,7 +11,7 @@ from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
 from scope_rlhf.models.sampling import record_sampling
 from scope_rlhf.trainers.exact_resume import ExactResume
-from scope_rlhf.trainers.lengths import length_order, sort_by_length, spans, trim
+from scope_rlhf.trainers.lengths import length_order, needed_columns, sort_by_length, spans, trim
 
 
 class LeanRollouts(ExactResume):
@@ -120,8 +120,9 @@ class LeanRollouts(ExactResume):
         for index in order.to(input_ids.device).split(sizes):
             kept, start = logits_to_keep, 0
             if not whole:
-                kept = max(1, int(completions[index].max()))
-                start = input_ids.size(1) - logits_to_keep - max(1, int(prompts[index].max()))
+                kept = min(logits_to_keep, needed_columns(completions[index], self.pad_to_multiple_of))
+                before = needed_columns(prompts[index], self.pad_to_multiple_of)
+                start = max(0, input_ids.size(1) - logits_to_keep - before)
             columns = slice(start, input_ids.size(1) - logits_to_keep + kept)
             ids, mask = input_ids[index, columns], attention_mask[index, columns]
             result = super()._get_per_token_logps_and_entropies(
@@ -172,4 +173,4 @@ class LeanRollouts(ExactResume):
         if self.model.training and buffer is not None and buffer is not before:
             self._buffered_inputs = self._arrange(buffer)
             inputs = self._buffered_inputs[self._step % len(buffer)]
-        return trim(inputs) if self.args.sort_by_length else inputs
+        return trim(inputs, self.pad_to_multiple_of) if self.args.sort_by_length else inputs

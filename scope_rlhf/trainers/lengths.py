@@ -56,11 +56,18 @@ def sort_by_length(batches: list[dict[str, Tensor]], window: int) -> list[dict[s
     return result
 
 
-def trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch without the columns that are padding in all of its rows; one of each block is kept."""
-    prompt, completion = (max(1, int(x.max())) for x in spans(batch["prompt_mask"], batch["completion_mask"]))
+def needed_columns(spans: Tensor, multiple: int | None = None) -> int:
+    """Columns of a batch whose rows need `spans` [B] of them: at least one, and a multiple of `multiple`."""
+    columns = max(1, int(spans.max()))
+    return columns if multiple is None else -(-columns // multiple) * multiple
+
+
+def trim(batch: dict[str, Tensor], multiple: int | None = None) -> dict[str, Tensor]:
+    """The batch without the columns that are padding in all of its rows; one of each block, or `multiple`, is kept."""
     width = batch["completion_mask"].size(1)
-    target = int(_reach(batch["target_mask"]).max().clamp(min=1)) if "target_mask" in batch else 0
+    reach = spans(batch["prompt_mask"], batch["completion_mask"])
+    prompt, completion = (needed_columns(x, multiple) for x in reach)
+    target = needed_columns(_reach(batch["target_mask"])) if "target_mask" in batch else 0
     trimmed = {}
     for name, value in batch.items():
         if name in PROMPT:
