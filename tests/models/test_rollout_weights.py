@@ -205,6 +205,18 @@ def test_a_layer_that_peft_refuses_to_merge_generates_as_it_is_with_a_warning(mo
     assert_same(before, picture(model))
 
 
+@pytest.mark.parametrize("make", [tiny_gpt2, lambda tokenizer: policy()], ids=["whole", "lora"])
+def test_the_head_reads_contiguous_states_inside_and_loses_the_hook_after(make):
+    model = make(TOKENIZER).eval()
+    head = model.get_output_embeddings()
+    forward, strides = head.forward, []
+    head.forward = lambda states: (strides.append(states.is_contiguous()), forward(states))[1]
+    model.generate(**INPUTS, max_new_tokens=1)
+    with rollout_weights(model):
+        model.generate(**INPUTS, max_new_tokens=1)
+    assert strides == [False, True] and not head._forward_pre_hooks
+
+
 def test_tied_weights_stay_tied():
     model = policy()
     base = model.get_base_model()
