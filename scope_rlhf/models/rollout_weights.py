@@ -78,6 +78,9 @@ def rollout_weights(model: nn.Module, dtype: torch.dtype | None = None, merge: b
     """
     swapped: list[tuple[dict[str, Any], str, Any]] = []
     kept = {HEAD_NAME, *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    head = getattr(model, "get_output_embeddings", lambda: None)()  # pyright: ignore[reportCallIssue]
+    # A prompt's last states are strided, for which torch would multiply a copy of the whole head per row.
+    contiguous = None if head is None else head.register_forward_pre_hook(_make_contiguous)
     try:
         for module in model.modules():
             for name in BOOKKEEPING:
@@ -91,6 +94,12 @@ def rollout_weights(model: nn.Module, dtype: torch.dtype | None = None, merge: b
         yield
     finally:
         _undo(swapped, 0)
+        if contiguous is not None:
+            contiguous.remove()
+
+
+def _make_contiguous(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in given)
 
 
 # Not `weight.data = ...`: data of another dtype makes autograd drop the gradient accumulator, and DDP's hooks with it.

@@ -205,6 +205,18 @@ def test_a_layer_that_peft_refuses_to_merge_generates_as_it_is_with_a_warning(mo
     assert_same(before, picture(model))
 
 
+@pytest.mark.parametrize("make", [tiny_gpt2, lambda tokenizer: policy()], ids=["whole", "lora"])
+def test_the_head_reads_contiguous_states_inside_and_loses_the_hook_after(make):
+    model = make(TOKENIZER).eval()
+    head = model.get_output_embeddings()
+    forward, strides = head.forward, []
+    head.forward = lambda states: (strides.append(states.is_contiguous()), forward(states))[1]
+    model.generate(**INPUTS, max_new_tokens=1)
+    with rollout_weights(model):
+        model.generate(**INPUTS, max_new_tokens=1)
+    assert strides == [False, True] and not head._forward_pre_hooks
+
+
 def test_tied_weights_stay_tied():
     model = policy()
     base = model.get_base_model()
@@ -270,6 +282,30 @@ def test_without_an_adapter_to_merge_the_weights_are_the_models_own(merge):
         before = picture(model)
         with rollout_weights(model):
             assert_same(before, picture(model))
+
+
+def test_an_adapter_that_is_merged_already_is_not_merged_twice():
+    model = policy()
+    with rollout_weights(model, torch.bfloat16):
+        before = picture(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PEFT's for a second merge
+            with rollout_weights(model, torch.bfloat16):
+                assert_same(before, picture(model))
+        assert_same(before, picture(model))
+
+
+def test_buffers_of_a_checkpoint_are_cast_and_computed_or_whole_numbered_ones_are_not():
+    model = policy()
+    norm = model.transformer.ln_f
+    norm.register_buffer("loaded", torch.ones(2))
+    norm.register_buffer("computed", torch.ones(2), persistent=False)
+    norm.register_buffer("count", torch.ones(2, dtype=torch.long))
+    before = picture(model)
+    with rollout_weights(model, torch.bfloat16):
+        found = {name.rpartition(".")[2]: buffer.dtype for name, buffer in norm.named_buffers()}
+        assert found == {"loaded": torch.bfloat16, "computed": torch.float32, "count": torch.long}
+    assert_same(before, picture(model))
 
 
 @pytest.mark.parametrize("kind", ["ds_id", "_fsdp_flattened", "subclass", "float8", "meta"])
