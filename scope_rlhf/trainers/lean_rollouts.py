@@ -9,7 +9,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
-from scope_rlhf.models.sampling import record_sampling
+from scope_rlhf.models.sampling import softmax_sampling
 from scope_rlhf.trainers.exact_resume import ExactResume
 from scope_rlhf.trainers.lengths import length_order, needed_columns, sort_by_length, spans, trim
 
@@ -71,13 +71,13 @@ class LeanRollouts(ExactResume):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         with (
             rollout_weights(model, self._rollout_dtype, self.args.merge_for_rollout),
-            record_sampling(base, self.temperature) as recorder,
+            softmax_sampling(base, self.temperature) as sampler,
         ):
             completion_ids, log_probs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        if recorder.log_probs is not None:
+        if sampler.log_probs is not None:
             if self._may_reuse_sampled():
-                self._sampled = recorder.log_probs
-            rows = recorder.log_probs.tolist()
+                self._sampled = sampler.log_probs
+            rows = sampler.log_probs.tolist()
             log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
         return completion_ids, log_probs
 

@@ -13,7 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 from scope_rlhf.models.critic_backbones import make_value_head
 from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.models.rollout_weights import cpu_has_bf16, find_rollout_dtype, rollout_weights
-from scope_rlhf.models.sampling import record_sampling
+from scope_rlhf.models.sampling import softmax_sampling
 from scope_rlhf.objectives import make_critic_loss
 from tests.tiny import SENTENCES, tiny_gpt2, tiny_gptj, tiny_tokenizer
 
@@ -243,7 +243,7 @@ def test_generation_in_bfloat16_samples_from_nearly_the_float32_policy(make):
     derive_positions(model)
     base = model.get_base_model()
     torch.manual_seed(0)
-    with rollout_weights(model, torch.bfloat16), record_sampling(base, 1.0) as recorder:
+    with rollout_weights(model, torch.bfloat16), softmax_sampling(base, 1.0) as recorder:
         assert {w.dtype for n, w in model.named_parameters()} == {torch.bfloat16}
         # As from_pretrained has it: the table of rotary positions is float32.
         assert all(b.dtype == torch.float32 for b in model.buffers())
