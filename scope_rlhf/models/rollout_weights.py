@@ -11,21 +11,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from scope_rlhf.models.value_head import HEAD_NAME
+from scope_rlhf.runtime.requirements import cpu_has_bf16
 
 ROLLOUT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # others, as float8, are quantised
 # What PEFT's layers note of a merge and of a forward pass: which adapters are merged, weight norms of DoRA.
 BOOKKEEPING = ("merged_adapters", "_caches", "_dora_cache")
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively: AVX512-bf16 or AMX on x86, bf16 on ARM; emulation is none."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        has = torch.cpu.get_capabilities()
-        return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
-    # torch 2.8, which tells this of x86 only.
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check is not None and check() for check in checks)
 
 
 def check_rollout_dtype(name: str | None) -> None:

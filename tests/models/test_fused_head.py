@@ -1,16 +1,19 @@
 """The log-prob head as mathematics: every implementation against float64 logits, gradcheck, and what it must not do."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from scope_rlhf.models import fused_head
-from scope_rlhf.models.fused_head import ENTROPIES, head_log_probs
+from scope_rlhf.models.fused_head import ENTROPIES
 
 IMPLS = ["jacobian", "recompute"]
+head_log_probs: Any = fused_head.head_log_probs
 ROWS, WIDTH, VOCABULARY = 7, 5, 11
 
 
-def inputs(bias=True, dtype=torch.float64, rows=ROWS, width=WIDTH, vocabulary=VOCABULARY, seed=0):
+def inputs(bias: bool = True, dtype=torch.float64, rows=ROWS, width=WIDTH, vocabulary=VOCABULARY, seed=0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64)

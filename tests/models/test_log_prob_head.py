@@ -1,6 +1,7 @@
 """The log-prob head that the trainers run: float32 log-softmax under bfloat16, and equality with dense logits."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -285,7 +286,7 @@ def test_a_head_among_modules_to_save_is_trained_and_its_own_copy_is_read():
     torch.manual_seed(0)
     lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], r=4)
     model = get_peft_model(tiny_gptj(TOKENIZER).eval(), lora)
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     with pytest.raises(ValueError, match="this one is trained.*--head_impl recompute or auto"):
         add_log_prob_head(base, 1.0, "jacobian")
     add_log_prob_head(base, 1.0, "auto")

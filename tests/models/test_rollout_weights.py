@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from scope_rlhf.models.critic_backbones import make_value_head
 from scope_rlhf.models.positions import derive_positions
-from scope_rlhf.models.rollout_weights import cpu_has_bf16, find_rollout_dtype, rollout_weights
+from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
 from scope_rlhf.models.sampling import softmax_sampling
 from scope_rlhf.objectives import make_critic_loss
 from tests.tiny import SENTENCES, tiny_gpt2, tiny_gptj, tiny_tokenizer
@@ -385,26 +385,3 @@ def test_bfloat16_that_would_be_emulated_is_left_out_with_a_warning(monkeypatch,
     assert find_rollout_dtype("float32", torch.device(device), has_bf16=lambda: False) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert find_rollout_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("has", "expected"),
-    [
-        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False}, False),
-        ({"architecture": "x86_64", "avx512_bf16": True}, True),
-        ({"architecture": "x86_64", "amx_bf16": True}, True),
-        ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
-        ({"architecture": "aarch64", "neon": True}, False),
-    ],
-)
-def test_a_cpu_has_bf16_where_its_instructions_say_so(monkeypatch, has, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert cpu_has_bf16() == expected
-    # torch 2.8 has no such list, and no function at all for some machines.
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has.get("avx512_bf16", False), raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has.get("amx_bf16", False), raising=False)
-    assert cpu_has_bf16() == (expected and has["architecture"] == "x86_64")
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert not cpu_has_bf16()

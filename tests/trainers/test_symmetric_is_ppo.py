@@ -114,4 +114,6 @@ def test_without_a_critic_times_alpha_plus_beta_is_the_rate_of_descent_the_epsil
     assert gap(symmetric, ppo) < 1e-6
     assert sum(fraction > 0 for fraction in clip_fractions(ppo)) >= 5
     norms = [[row["grad_norm"] for row in log if "grad_norm" in row] for _, log in (ppo, symmetric)]
-    assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-4) and min(norms[0]) > 0.1
+    assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-4)
+    # A rollout whose scores are all equal has no gradient; every other one is clipped where that is asked for.
+    assert all(norm == 0 or norm > 0.1 for norm in norms[0]) and norms[0].count(0) <= 2
