@@ -1,12 +1,13 @@
 """Sampling of a rollout from a LoRA policy, --batch x --completion tokens after --prompt tokens, in float32.
 
 - trl: `generate` on the model with its adapter, as TRL's trainers call it.
-- merged, merged bfloat16: inside `rollout_weights`, the making of these weights and the recorder of the sampler's
-  log-probs included, as ScopeGRPOTrainer does it (--rollout_dtype bfloat16 for the second, which is left out where the
-  device has no instructions for it).
+- sampler: the same with `softmax_sampling`, which draws the tokens of ours and records their log-probs.
+- merged, merged bfloat16: that inside `rollout_weights`, the making of these weights included, as ScopeGRPOTrainer does
+  it (--rollout_dtype bfloat16 for the second, which is left out where the device has no instructions for it).
 
-Compared: every weight is bitwise what it was, also its place in memory; the completion is whole; the log-probs of the
-sampled tokens are those of plain float32 logits over the whole rows, to 1e-4, with bfloat16 weights to .1.
+Compared: every weight is bitwise what it was, also its place in memory; the completion is whole; recorded log-probs are
+those of plain float32 logits over the whole rows, to 1e-4, with bfloat16 weights to .1. And the tokens are draws from
+the softmax: log p + entropy, from plain logits, has mean 0 over draws; its mean is at most 5 of its standard errors.
 """
 
 from contextlib import nullcontext
@@ -17,11 +18,12 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from benchmarks.speed.measure import Call, Options, Row, Section, compare
-from benchmarks.speed.sides import make_policy, plain_log_probs
+from benchmarks.speed.sides import make_policy, plain_log_softmax
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
-from scope_rlhf.models.sampling import record_sampling
+from scope_rlhf.models.sampling import softmax_sampling
 
-GAPS = {"trl": 1e-4, "merged": 1e-4, "merged bfloat16": 0.1}
+GAPS = {"trl": 0.0, "sampler": 1e-4, "merged": 1e-4, "merged bfloat16": 0.1}
+STANDARD_ERRORS = 5.0
 
 
 def set_up(shape: str, options: Options) -> tuple[Any, Tensor]:
@@ -31,25 +33,25 @@ def set_up(shape: str, options: Options) -> tuple[Any, Tensor]:
     return policy, prompts.to(options.device)
 
 
-def sample(policy: Any, prompts: Tensor, variant: str, options: Options, record: bool) -> tuple[Tensor, Tensor | None]:
-    """(sequences, the sampler's log-probs [B, T] where they are recorded)."""
+def sample(policy: Any, prompts: Tensor, variant: str, options: Options) -> tuple[Tensor, Tensor | None]:
+    """(sequences, log-probs [B, T] that the sampler recorded; TRL's records none)."""
     settings = GenerationConfig(
         max_new_tokens=options.completion, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
         pad_token_id=options.vocabulary,
     )  # fmt: skip
     torch.manual_seed(0)
     dtype = torch.bfloat16 if variant.endswith("bfloat16") else None
-    weights = nullcontext() if variant == "trl" else rollout_weights(policy, dtype, merge=True)
-    recorder = record_sampling(policy.get_base_model(), 1.0) if record else nullcontext()
-    with torch.no_grad(), weights, recorder as recorded:
+    weights = rollout_weights(policy, dtype, merge=True) if variant.startswith("merged") else nullcontext()
+    sampling = nullcontext() if variant == "trl" else softmax_sampling(policy.get_base_model(), 1.0)
+    with torch.no_grad(), weights, sampling as sampler:
         sequences = policy.generate(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
         )
-    return sequences, None if recorded is None else recorded.log_probs
+    return sequences, None if sampler is None else sampler.log_probs
 
 
 def call_of(policy: Any, prompts: Tensor, variant: str, options: Options) -> Call:
-    return lambda: sample(policy, prompts, variant, options, record=variant != "trl")
+    return lambda: sample(policy, prompts, variant, options)
 
 
 def prepare(case: str, variant: str, options: Options) -> Call:
@@ -62,8 +64,7 @@ def compare_shape(shape: str, variants: list[str], options: Options) -> list[Row
     before = {name: (weight.data_ptr(), weight.detach().clone()) for name, weight in weights.items()}
 
     def check(variant: str, found: tuple[Tensor, Tensor | None]) -> dict[str, tuple[float, float]]:
-        # TRL records nothing while it is timed, so its log-probs come from a call more.
-        sequences, log_probs = found if found[1] is not None else sample(policy, prompts, variant, options, record=True)
+        sequences, recorded = found
         now = dict(policy.named_parameters())
         same = [
             name in now and now[name].data_ptr() == place and torch.equal(now[name], weight)
@@ -71,11 +72,16 @@ def compare_shape(shape: str, variants: list[str], options: Options) -> list[Row
         ]
         changed, missing = same.count(False), options.prompt + options.completion - sequences.size(1)
         errors = {"changed weights": (float(changed), 0.0), "missing tokens": (float(missing), 0.0)}
-        assert log_probs is not None
         parts = {"prompt_ids": sequences[:, : options.prompt], "completion_ids": sequences[:, options.prompt :]}
         with torch.no_grad():
-            gap = (plain_log_probs(policy, parts) - log_probs.double()).abs().max()
-        return errors | {"log p": (float(gap), GAPS[variant])}
+            log_p = plain_log_softmax(policy, parts)
+        log_probs = log_p.gather(-1, parts["completion_ids"][..., None]).squeeze(-1)
+        if variant != "trl":
+            gap = torch.inf if recorded is None else float((log_probs - recorded.double()).abs().max())
+            errors["log p"] = (gap, GAPS[variant])
+        surplus = log_probs - (log_p.exp() * log_p).sum(-1)
+        standard_error = surplus.std() / surplus.numel() ** 0.5
+        return errors | {"standard errors of log p": (float((surplus.mean() / standard_error).abs()), STANDARD_ERRORS)}
 
     calls = {variant: call_of(policy, prompts, variant, options) for variant in variants}
     return compare("generate", shape, calls, check, options)

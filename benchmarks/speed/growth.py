@@ -86,13 +86,16 @@ def exponent_row(series: str, sizes: dict[int, Any], variant: str, measured: dic
 
 
 def draw(series: dict[str, dict[int, Any]], measured: dict[str, list[Row]], path: Path) -> None:
-    """Time above, peak below, a column for each series of at least two sizes, both axes logarithmic."""
+    """Time above, peak below where it was taken; a column for each series of two sizes or more, logarithmic axes."""
     shown = {name: sizes for name, sizes in series.items() if len(sizes) > 1}
+    labels = ["ms", "peak MiB"]
+    if any(row.peak_mib is None for rows in measured.values() for row in rows if row.seconds):
+        del labels[1]
     with figure_style():
-        figure = new_figure(2.9 * len(shown), 5.2)
-        axes = figure.subplots(2, len(shown), squeeze=False)
+        figure = new_figure(2.9 * len(shown), 2.6 * len(labels))
+        axes = figure.subplots(len(labels), len(shown), squeeze=False)
         for column, (name, sizes) in enumerate(shown.items()):
-            for line, label in enumerate(("processor ms", "peak MiB")):
+            for line, label in enumerate(labels):
                 for colour, variant in zip(COLOURS, VARIANTS, strict=False):
                     points = curve(sizes, variant, measured)
                     values = [pair[line] * (1 if line else 1e3) for pair in points.values()]

@@ -101,12 +101,16 @@ def make_rollout(options: Options) -> dict[str, Tensor]:
     return {name: value.to(options.device) for name, value in rollout.items()}
 
 
-def plain_log_probs(model: Any, rollout: dict[str, Tensor]) -> Tensor:
-    """[B, T] in float64 from all the logits of the model's own forward."""
+def plain_log_softmax(model: Any, rollout: dict[str, Tensor]) -> Tensor:
+    """[B, T, V] in float64 from all the logits of the model's own forward; of rollouts without padding."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
     width = rollout["completion_ids"].size(1)
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -width - 1 : -1]
-    return logits.double().log_softmax(-1).gather(-1, ids[:, -width:, None]).squeeze(-1)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -width - 1 : -1].double().log_softmax(-1)
+
+
+def plain_log_probs(model: Any, rollout: dict[str, Tensor]) -> Tensor:
+    """[B, T] of the completions, from plain_log_softmax."""
+    return plain_log_softmax(model, rollout).gather(-1, rollout["completion_ids"][..., None]).squeeze(-1)
 
 
 def plain_loss(model: Any, rollout: dict[str, Tensor], objective: Any) -> Tensor:
