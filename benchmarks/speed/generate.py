@@ -1,9 +1,9 @@
 """Sampling of a rollout from a LoRA policy, --batch x --completion tokens after --prompt tokens, in float32.
 
-- trl: `generate` on the model with its adapter, as TRL's trainers call it.
-- merged, merged bfloat16: inside `rollout_weights`, the making of these weights and the recorder of the sampler's
-  log-probs included, as ScopeGRPOTrainer does it (--rollout_dtype bfloat16 for the second, which is left out where the
-  device has no instructions for it).
+- trl: `generate` on the model with its adapter, as TRL's trainers call it, drawing tokens by torch.multinomial.
+- merged, merged bfloat16: inside `rollout_weights` and `softmax_sampling`, the making of these weights and the
+  log-probs of the tokens included, as ScopeGRPOTrainer does it (--rollout_dtype bfloat16 for the second, which is left
+  out where the device has no instructions for it).
 
 Compared: every weight is bitwise what it was, also its place in memory; the completion is whole; the log-probs of the
 sampled tokens are those of plain float32 logits over the whole rows, to 1e-4, with bfloat16 weights to .1.
@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from benchmarks.speed.measure import Call, Options, Row, Section, compare
 from benchmarks.speed.sides import make_policy, plain_log_probs
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
-from scope_rlhf.models.sampling import record_sampling
+from scope_rlhf.models.sampling import softmax_sampling
 
 GAPS = {"trl": 1e-4, "merged": 1e-4, "merged bfloat16": 0.1}
 
@@ -40,7 +40,7 @@ def sample(policy: Any, prompts: Tensor, variant: str, options: Options, record:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if variant.endswith("bfloat16") else None
     weights = nullcontext() if variant == "trl" else rollout_weights(policy, dtype, merge=True)
-    recorder = record_sampling(policy.get_base_model(), 1.0) if record else nullcontext()
+    recorder = softmax_sampling(policy.get_base_model(), 1.0) if record else nullcontext()
     with torch.no_grad(), weights, recorder as recorded:
         sequences = policy.generate(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
