@@ -1,6 +1,6 @@
 """Sampling of a rollout from a LoRA policy, --batch x --completion tokens after --prompt tokens, in float32.
 
-- trl: `generate` on the model with its adapter, as TRL's trainers call it.
+- trl: `generate` on the model with its adapter, as TRL's trainers call it, drawing tokens by torch.multinomial.
 - sampler: the same with `softmax_sampling`, which draws the tokens of ours and records their log-probs.
 - merged, merged bfloat16: that inside `rollout_weights`, the making of these weights included, as ScopeGRPOTrainer does
   it (--rollout_dtype bfloat16 for the second, which is left out where the device has no instructions for it).

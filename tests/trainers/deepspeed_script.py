@@ -1,4 +1,7 @@
-"""Run under torchrun by test_deepspeed.py: a short PPO training with or without ZeRO, its log and its saved files."""
+"""Run under torchrun by test_deepspeed.py: a short PPO training with or without ZeRO, its log and its saved files.
+
+Words after folder and stage: "full" trains all weights, without LoRA and reference; another one is a checkpoint.
+"""
 
 import json
 import sys
@@ -23,20 +26,21 @@ def main(folder: Path, stage: int) -> None:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
-    tokenizer = tiny_tokenizer()
+    tokenizer, full = tiny_tokenizer(), "full" in sys.argv[3:]
+    lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4)
     args = ScopePPOConfig(
         str(folder), objective="scope", critic="hl_gauss", critic_kwargs={"v_min": -2.0, "v_max": 6.0, "bins": 21},
         per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=2, max_completion_length=6, max_steps=8,
         learning_rate=1e-2, gradient_checkpointing=False, use_cpu=True, bf16=False, logging_steps=1,
         save_strategy="steps", save_steps=6, report_to="none", disable_tqdm=True, seed=7,
-        deepspeed=zero if stage else None,
+        deepspeed=zero if stage else None, kl_coef=0.0 if full else 0.05,
     )  # fmt: skip
     trainer = ScopePPOTrainer(
         tiny_gpt2(tokenizer), [length_reward], args, train_dataset=prompt_dataset(), processing_class=tokenizer,
-        peft_config=LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4),
+        peft_config=None if full else lora,
     )  # fmt: skip
-    checkpoint = sys.argv[3] if len(sys.argv) > 3 else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    checkpoint = [word for word in sys.argv[3:] if word != "full"]
+    trainer.train(resume_from_checkpoint=checkpoint[0] if checkpoint else None)
     trainer.save_model(str(folder / "model"))
     if trainer.is_world_process_zero():
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))

@@ -53,6 +53,13 @@ def test_zero_gives_the_losses_of_plain_data_parallel_and_saves_policy_and_criti
             assert ours[name].abs().sum() > 0
 
 
+def test_zero_3_trains_a_sharded_head_that_is_gathered_again_for_the_recomputing_backward(tmp_path):
+    plain, folder = (launch(tmp_path / name, stage, "full") for name, stage in (("plain", 0), ("zero", 3)))
+    assert len(logged(plain, "loss")) == 8
+    for name in ("loss", "value/loss", "rollout/score", "policy/approx_kl", "entropy"):
+        assert logged(folder, name) == pytest.approx(logged(plain, name), abs=2e-4), name
+
+
 def test_zero_2_resumed_inside_a_rollout_goes_on_as_if_it_had_not_stopped(tmp_path):
     whole = launch(tmp_path / "whole", 2)
     again = launch(tmp_path / "again", 2, str(whole / "checkpoint-6"))
