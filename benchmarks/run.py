@@ -2,7 +2,7 @@
 
     python -m benchmarks.run --suite head train growth
     python -m benchmarks.run --suite ppo --trl-python trl112/bin/python      # environment: benchmarks/ppo_update.py
-    python -m benchmarks.run --suite head --device cuda --dtype bfloat16
+    python -m benchmarks.run --suite head train generate step --device cuda --dtype bfloat16 --shape 12x768 gptj28x4096
 
 Run it from the root of the repository, on a machine that does nothing else. Each suite says in benchmarks/speed/ what
 is compared and what is not equal. Every variant's result is first compared with plain logits; one that is off by more
@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -58,7 +59,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
     add("repetitions", "that count; one more comes first")
     parser.add_argument(
         "--shape", "--shapes", dest="shapes", nargs="+", default=default.shapes,
-        help=f"layers x width of the GPT-2 models; default {' '.join(default.shapes)}",
+        help=f"layers x width of the GPT-2 models, or such as gptj28x4096; default {' '.join(default.shapes)}",
     )  # fmt: skip
     add("rows", "rows of the suite head")
     add("vocabulary", "tokens of the vocabulary")
@@ -81,12 +82,14 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
         if isinstance(smallest, int) and not isinstance(smallest, bool) and smallest < 1:
             parser.error(f"--{name} must be at least 1, got {smallest}")
     for shape in options.shapes:
-        if not all(part.isdigit() and int(part) for part in shape.split("x")) or shape.count("x") != 1:
-            parser.error(f"--shape {shape} is not layers x width, such as 4x256")
+        if not re.fullmatch(r"(gptj)?[1-9]\d*x[1-9]\d*", shape):
+            parser.error(f"--shape {shape} is not layers x width, such as 4x256, or gptj28x4096")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
     if options.device == "cuda" and (only := [name for name in args.suite if name in CPU_ONLY]):
         parser.error(f"--suite {' '.join(only)} measures on a CPU only; leave --device out")
+    if "ppo" in args.suite and (gptj := [shape for shape in options.shapes if shape.startswith("gptj")]):
+        parser.error(f"--shape {' '.join(gptj)}: the suite ppo has GPT-2 models only")
     if "ppo" in args.suite:  # asked now, not after the suites that come before it
         try:
             importlib.import_module("benchmarks.speed.ppo").find_python(options.trl_python)

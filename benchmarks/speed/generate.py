@@ -84,7 +84,7 @@ def compare_shape(shape: str, variants: list[str], options: Options) -> list[Row
         return errors | {"standard errors of log p": (float((surplus.mean() / standard_error).abs()), STANDARD_ERRORS)}
 
     calls = {variant: call_of(policy, prompts, variant, options) for variant in variants}
-    return compare("generate", shape, calls, check, options)
+    return compare("generate", shape, calls, check, options, options.batch * options.completion)
 
 
 def run(options: Options) -> list[Section]:

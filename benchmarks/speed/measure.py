@@ -55,7 +55,7 @@ class Options:
 @dataclass
 class Row:
     """One variant of one case. errors: name -> (found, greatest allowed). seconds: one for each repetition that counts,
-    none where an error is too great. more: further columns.
+    none where an error is too great. tokens: what one call works on, for tokens/s. more: further columns.
     """
 
     case: str
@@ -63,6 +63,7 @@ class Row:
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peak_mib: float | None = None
+    tokens: int | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,6 +114,7 @@ class Section:
             cells["min ms"] = min(row.seconds) * 1e3 if row.seconds else None
             cells[f"x {self.baseline}"] = self.ratio(row, self.baseline)
             cells["x floor"] = self.ratio(row, self.floor)
+            cells["tokens/s"] = row.tokens / row.median if row.tokens and row.seconds else None
             cells["peak MiB"] = row.peak_mib
             cells["x peak"] = self.peak_ratio(row)
             cells |= row.more
@@ -164,13 +166,14 @@ def compare(
     calls: Mapping[str, Call],
     check: Callable[[str, Any], dict[str, tuple[float, float]]],
     options: Options,
+    tokens: int | None = None,
 ) -> list[Row]:
     """A row for each call. A first round, which is not timed, gives the results for their errors; what is right also
     gets times and its peak.
 
-    check: (name, result of the call) -> errors, as in Row.
+    check: (name, result of the call) -> errors, as in Row. tokens: as in Row.
     """
-    rows = [Row(case, name, check(name, call())) for name, call in calls.items()]
+    rows = [Row(case, name, check(name, call()), tokens=tokens) for name, call in calls.items()]
     right = [row for row in rows if not row.faults]
     seconds = time_in_turn({row.variant: calls[row.variant] for row in right}, options, f"{suite} {case}")
     peaks = [] if options.skip_peaks else fresh_peaks(suite, case, [row.variant for row in right], options)

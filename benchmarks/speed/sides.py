@@ -1,6 +1,6 @@
 """What the suites of training share: a random GPT-2 under LoRA in TRL's GRPOTrainer and in ours, and a rollout.
 
-Equal for all: weights (GPT-2 of --shape, LoRA r 8 on c_attn whose B is not zero), rollout, AdamW at a constant rate, no
+Equal for all: weights (GPT-2 or GPT-J of --shape, LoRA r 8 whose B is not zero), rollout, AdamW at a constant rate, no
 gradient clipping, no dropout, temperature 1, no checkpointing. Ending is impossible: end and padding are tokens that
 the model has no logits of.
 """
@@ -14,7 +14,14 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, PrinterCallback
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.speed.measure import Options
@@ -24,17 +31,29 @@ from scope_rlhf.trainers import ScopeGRPOConfig, ScopeGRPOTrainer
 
 
 def make_policy(shape: str, options: Options, positions: int = 0) -> PeftModel:
-    """On the CPU; the trainer moves it. positions: more than prompt and completion need."""
-    layers, width = map(int, shape.split("x"))
+    """A GPT-2 of `shape`, or a GPT-J where it begins with gptj, whose adapter is on q_proj and v_proj, in --dtype.
+
+    On the CPU, a GPT-J on --device from the start; the trainer moves it. positions: more than prompt and completion
+    need.
+    """
+    gptj = shape.startswith("gptj")
+    layers, width = map(int, shape.removeprefix("gptj").split("x"))
     torch.manual_seed(0)
-    length = max(options.prompt + options.completion, positions)
-    config = GPT2Config(
-        vocab_size=options.vocabulary, n_layer=layers, n_embd=width, n_head=max(width // 64, 1), n_positions=length,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True, task_type=TaskType.CAUSAL_LM)
-    policy: Any = get_peft_model(GPT2LMHeadModel(config), lora)
+    common: dict[str, Any] = {
+        "vocab_size": options.vocabulary, "n_layer": layers, "n_embd": width, "bos_token_id": None,
+        "n_positions": max(options.prompt + options.completion, positions), "eos_token_id": None, "pad_token_id": None,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    }  # fmt: skip
+    targets = ["q_proj", "v_proj"] if gptj else ["c_attn"]
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=targets, fan_in_fan_out=not gptj, task_type=TaskType.CAUSAL_LM)
+    if gptj:  # 6 billion parameters would take minutes and 24 GB on a CPU
+        heads = max(width // 256, 1)
+        config = GPTJConfig(n_head=heads, rotary_dim=min(64, width // heads), tie_word_embeddings=False, **common)
+        with torch.device(options.device):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=options.torch_dtype)
+    else:
+        model = GPT2LMHeadModel(GPT2Config(n_head=max(width // 64, 1), **common))
+    policy: Any = get_peft_model(model, lora)
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)

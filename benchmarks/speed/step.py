@@ -79,13 +79,13 @@ def run(options: Options) -> list[Section]:
         for _ in track(range(options.repetitions), f"step {shape}", console=Console(stderr=True)):
             for side in sides:
                 runs[side].append(launch(shape, side, options))
-        rows += [row_of(shape, side, runs[side], runs["trl"]) for side in sides]
+        rows += [row_of(shape, side, runs[side], runs["trl"], options) for side in sides]
     size = f"{options.batch} x ({options.prompt} + {options.completion}), V {options.vocabulary}, {options.dtype}"
     title = f"a GRPO step with sampling, {size}, beta {options.beta:g}"
     return [Section(title, rows)]
 
 
-def row_of(shape: str, side: str, runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> Row:
+def row_of(shape: str, side: str, runs: list[dict[str, Any]], others: list[dict[str, Any]], options: Options) -> Row:
     pairs = list(zip(runs, others, strict=True))
     differ = {
         f"{name} unlike TRL's": float(sum(a != b for x, y in pairs for a, b in zip(x[name], y[name], strict=True)))
@@ -98,5 +98,6 @@ def row_of(shape: str, side: str, runs: list[dict[str, Any]], others: list[dict[
     if not row.faults:
         row.seconds = [each["seconds"] for each in runs]
         row.peak_mib = statistics.median(each["peak_mib"] for each in runs)
+        row.tokens = options.batch * (options.prompt + options.completion)
         row.more = {"of it sampling ms": 1e3 * statistics.median(each["sampling"] for each in runs)}
     return row

@@ -87,7 +87,8 @@ def run(options: Options) -> list[Section]:
 
         for what, function in PASSES.items():
             calls = {name: (lambda f=function, t=trainer: f(t, rollout)) for name, trainer in trainers.items()}
-            rows[what] += compare("train", f"{shape} {what}", calls, check, options)
+            tokens = options.batch * (options.prompt + options.completion)
+            rows[what] += compare("train", f"{shape} {what}", calls, check, options, tokens)
         del trainers, model
     size = f"{options.batch} x ({options.prompt} + {options.completion}), V {options.vocabulary}, {options.dtype}"
     titles = {"train": "forward and backward of a micro-batch", "reference": "pass for the reference's log-probs"}

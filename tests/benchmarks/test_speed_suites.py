@@ -105,6 +105,18 @@ def test_the_suites_of_trainers_find_all_sides_right_and_rate_each(tmp_path):
     assert tokens["trl"] == 32 * (prompts.max() + completions.max()) > tokens["scope"] > (prompts + completions).sum()
 
 
+def test_a_gptj_is_measured_with_its_tokens_per_second(tmp_path):
+    words = ["--suite", "train", "generate", *SMALL, "--shape", "gptj1x32", "--repetitions", "1", "--skip-peaks"]
+    assert run.main([*words, "--output-dir", str(tmp_path)]) == 0
+    section = json.loads((tmp_path / "speed_train.json").read_text())["sections"][0]
+    assert {row["case"] for row in section["rows"]} == {"gptj1x32 train"}
+    rows = [Row(**row) for row in section["rows"]]
+    assert all(row.tokens == 4 * (4 + 8) for row in rows)
+    assert float(Section("", rows).lines()[0]["tokens/s"].replace(",", "")) == pytest.approx(
+        48 / rows[0].median, rel=0.01
+    )
+
+
 def test_a_trainer_whose_loss_is_off_gets_no_time(monkeypatch, tmp_path, capsys):
     from scope_rlhf.trainers import ScopeGRPOTrainer
 
@@ -121,10 +133,10 @@ def test_a_trainer_whose_loss_is_off_gets_no_time(monkeypatch, tmp_path, capsys)
 
 def test_processes_that_did_other_work_than_trl_get_no_time():
     one = {"tokens": [512, 512], "steps": [1, 1], "gap": None, "seconds": 1.0, "sampling": 0.5, "peak_mib": 1.0}
-    assert step.row_of("4x256", "scope", [one, one], [one, one]).seconds == [1.0, 1.0]
+    assert step.row_of("4x256", "scope", [one, one], [one, one], Options()).seconds == [1.0, 1.0]
     for other in ({"tokens": [512, 511]}, {"steps": [1, 2]}, {"gap": 0.01}, {"gap": float("nan")}):
-        assert step.row_of("4x256", "scope", [one, one | other], [one, one]).seconds == []
-    assert step.row_of("4x256", "scope, bfloat16 rollout", [one | {"gap": 0.01}], [one]).seconds == [1.0]
+        assert step.row_of("4x256", "scope", [one, one | other], [one, one], Options()).seconds == []
+    assert step.row_of("4x256", "scope, bfloat16 rollout", [one | {"gap": 0.01}], [one], Options()).seconds == [1.0]
 
 
 def test_a_ppo_update_is_rated_without_its_sampling_and_only_on_equal_work():
@@ -141,6 +153,7 @@ def test_a_ppo_update_is_rated_without_its_sampling_and_only_on_equal_work():
     ("words", "message"),
     [
         (["--shape", "12"], "--shape 12 is not layers x width"),
+        (["ppo", "--shape", "gptj1x32"], "the suite ppo has GPT-2 models only"),
         (["--repetitions", "0"], "--repetitions must be at least 1, got 0"),
         (["ppo", "--trl-python", "/none/python"], "venv trl112"),
     ],

@@ -10,7 +10,7 @@ import trl.trainer.utils
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from scope_rlhf.models import fused_head
+from scope_rlhf.models import fused_head, log_prob_head
 from scope_rlhf.models.log_prob_head import add_log_prob_head, check_head, read_transform
 from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.models.value_head import add_value_head
@@ -353,3 +353,41 @@ def test_dense_scores_a_head_under_an_adapter_as_the_model_itself_does():
 def test_an_unknown_head_impl_is_refused_with_the_names():
     with pytest.raises(ValueError, match="head_impl must be one of auto, jacobian, recompute, trl, dense, got 'fast'"):
         add_log_prob_head(tiny_gpt2(TOKENIZER), 1.0, "fast")
+
+
+@pytest.mark.parametrize(("trained", "faster", "expected"), [
+    (False, "jacobian", "jacobian"), (False, "trl", "trl"), (True, "recompute", "recompute"), (True, "trl", "trl"),
+])  # fmt: skip
+def test_on_a_gpu_auto_is_what_one_measurement_of_each_head_finds_faster(monkeypatch, trained, faster, expected):
+    """The clock is replaced: the choice is made here without a GPU. Ours is jacobian where the head is frozen."""
+    timed = []
+
+    def time(name, *rest):
+        timed.append(name)
+        return 1.0 if name == faster else 2.0
+
+    monkeypatch.setattr(log_prob_head, "_choices", {})
+    monkeypatch.setattr(
+        log_prob_head, "_time", lambda name, *rest: timed.append(name) or (1.0 if name == faster else 2.0)
+    )
+    rows, weight = torch.randn(3, 4), torch.randn(8, 4, requires_grad=trained)
+    for _ in range(2):
+        assert log_prob_head._fastest(rows, weight, None, fused_head.Transform()) == expected
+    assert timed == ["recompute" if trained else "jacobian", "trl"]
+
+
+@pytest.mark.parametrize("entropy", ["none", "metric", "gradient"])
+def test_trls_head_that_auto_may_take_on_a_gpu_gives_the_same(entropy):
+    """Its Triton kernels need a GPU; here it runs by torch."""
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(6, 8, requires_grad=True), torch.randn(20, 8), torch.randn(20)
+    targets, transform = torch.arange(6), fused_head.Transform(0.7, 3.0, 1.2)
+    ours = fused_head.head_log_probs(
+        hidden, weight, bias, targets, temperature=0.7, softcap=3.0, logit_scale=1.2, entropy=entropy
+    )
+    trls = log_prob_head._trl_log_probs(hidden, weight, bias, targets, transform, entropy)
+    torch.testing.assert_close(ours[0], trls[0])
+    assert (trls[1] is None) == (entropy == "none")
+    if trls[1] is not None:
+        torch.testing.assert_close(ours[1], trls[1])
+        assert trls[1].requires_grad == (entropy == "gradient")
