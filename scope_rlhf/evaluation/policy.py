@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from scope_rlhf.metrics.diversity import paired_distinct_n
 from scope_rlhf.metrics.intervals import PairedDifference, paired_interval
+from scope_rlhf.models.rollout_weights import rollout_weights
+from scope_rlhf.models.sampling import softmax_sampling
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,11 @@ def sample_policy(
 def _sample_batch(model, tokenizer, prompts, scorers, max_new_tokens, reference, temperature) -> list[Sample]:
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    with torch.no_grad():
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.no_grad(), rollout_weights(model), softmax_sampling(base, temperature):
         output = model.generate(
-            **inputs, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
     width = inputs["input_ids"].shape[1]
     completion_ids = [_until_end(row, tokenizer.eos_token_id) for row in output[:, width:].tolist()]
