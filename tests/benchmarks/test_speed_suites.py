@@ -10,6 +10,7 @@ import pytest
 from benchmarks import run
 from benchmarks.speed import head, padding, ppo, step
 from benchmarks.speed.measure import ROOT, Options, Row, Section, fresh_peaks, slope
+from scope_rlhf.models import sampling
 
 TINY = ["--rows", "64", "--vocabulary", "512", "--width", "32", "--repetitions", "2", "--skip-peaks"]
 
@@ -129,6 +130,19 @@ def test_a_trainer_whose_loss_is_off_gets_no_time(monkeypatch, tmp_path, capsys)
         rows = json.loads((tmp_path / f"speed_{name}.json").read_text())["sections"][section]["rows"]
         timed = {row["variant"] for row in rows if row["seconds"]}
         assert timed == {"trl"} and set(ours) <= {row["variant"] for row in rows}
+
+
+def test_a_sampler_that_always_takes_the_likeliest_token_gets_no_time(monkeypatch, tmp_path):
+    def take_likeliest(p):
+        return p.argmax(dim=1, keepdim=True), p.sum(dim=1, keepdim=True).double()
+
+    monkeypatch.setattr(sampling, "draw", take_likeliest)
+    words = ["--suite", "generate", *SMALL, "--repetitions", "1", "--skip-peaks", "--output-dir", str(tmp_path)]
+    assert run.main(words) == 1
+    rows = json.loads((tmp_path / "speed_generate.json").read_text())["sections"][0]["rows"]
+    assert {row["variant"] for row in rows if row["seconds"]} == {"trl"}
+    # Its log-probs are those of the tokens that it took: only the test of the draws tells.
+    assert all(row["errors"]["log p"][0] < 1e-4 for row in rows if row["variant"] in ("sampler", "merged"))
 
 
 def test_processes_that_did_other_work_than_trl_get_no_time():
