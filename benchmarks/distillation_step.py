@@ -8,8 +8,8 @@ float32, temperature 1, one update of a rollout, micro-batches, other packages. 
 steps differ. CPU seconds hold on a machine that does other work too. MiB before: weights are still mapped files.
 
 Not equal: TRL samples one completion of each prompt, has no verifier, and its loss is the KL over the whole vocabulary
-in chunks (beta 1 is the reverse KL, whose estimate from the sampled token ours is); ours makes one more pass of the
-student over the rollout, for its log-probs before the update.
+in chunks (beta 1 is the reverse KL, whose estimate from the sampled token ours is); ours takes the student's log-probs
+from its sampler.
 """
 
 import argparse

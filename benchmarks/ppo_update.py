@@ -15,9 +15,9 @@ on a machine that does other work too. MiB before: weights are still mapped file
 
 Not equal: TRL's critic is always a second model. `model` is what TRL's own example does, that model trained whole, and
 meets our critic_backbone="model"; `adapter` is a second model under LoRA, undocumented, and meets our "adapter", which
-reads the policy's base. Nothing in TRL meets our default, "shared". TRL takes old log-probs from generation, where it
-keeps a row of the vocabulary for each token, and makes whole logits in training; ours makes one more pass over the
-rollout, a minibatch at a time, and has TRL 1.16's fused head, which makes no whole logits.
+reads the policy's base. Nothing in TRL meets our default, "shared". Both take old log-probs from generation,
+where TRL keeps a row of the vocabulary for each token. TRL makes whole logits in training; ours has its own log-prob
+head, which makes none.
 """
 
 import argparse

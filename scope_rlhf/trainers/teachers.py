@@ -25,7 +25,7 @@ class Teacher(Protocol):
 
 
 class ModelTeacher:
-    """A model of its own, frozen, with a fused head at the teacher's temperature."""
+    """A model of its own, frozen, with a log-prob head at the teacher's temperature."""
 
     def __init__(self, trainer: Any, model: nn.Module, temperature: float):
         self.trainer = trainer
