@@ -140,8 +140,8 @@ def test_two_processes_on_cpus_join_in_one_run_folder(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["processes"] == 2
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    # 2 ranks x 2 steps of a generation batch x 8 sequences of 8 + 8 tokens
-    assert rows[0]["num_tokens"] == 512
+    # 2 ranks x 2 steps of a generation batch x 8 sequences of 8 + at most 8 tokens; one process has 256 at most
+    assert 256 < rows[0]["num_tokens"] <= 512
     assert (folder / "evaluation.json").exists()
     assert "find_unused_parameters" not in done.stderr
     assert done.stdout.count("5/5") == 1
