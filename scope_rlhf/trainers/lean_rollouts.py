@@ -1,12 +1,15 @@
 """Rollouts and passes over them at the cost that they need: merged weights while sampling, the sampler's own log-probs,
 the log-prob head on counted rows, no padding that sorting by length can spare."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
+from scope_rlhf.models.activations import fuse_gelu
 from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
 from scope_rlhf.models.sampling import softmax_sampling
@@ -17,14 +20,16 @@ from scope_rlhf.trainers.lengths import length_order, needed_columns, sort_by_le
 class LeanRollouts(ExactResume):
     """GRPOTrainer whose log-prob passes, generation and micro-batches are this project's.
 
-    A subclass calls `_add_heads` when its models are there. `_needs_values` says that the pass for old log-probs has to
-    be made for the critic although the log-probs are known; `_critic_outputs` [B, T, outputs] are those of the last
-    pass, None without a critic.
+    A subclass calls `_add_heads` when its models are there. `_needs_values` says that the pass for old log-probs is one
+    for the critic too; `_state_reader` is what gives the critic's outputs from the policy's last hidden states, None
+    where it has states of its own. `_critic_outputs` [B, T, outputs] are those of the last pass, None without a critic.
     """
 
     _critic_outputs: Tensor | None = None
     _needs_values = False
+    _state_reader: Any = None
     _sampled: Tensor | None = None
+    _sampled_outputs: Tensor | None = None
     _old_pass_next = False
 
     def _add_heads(self) -> None:
@@ -34,6 +39,7 @@ class LeanRollouts(ExactResume):
                 model = self.accelerator.unwrap_model(model)
                 base = model.get_base_model() if hasattr(model, "get_base_model") else model
                 add_log_prob_head(base, self.temperature, args.head_impl, args.cast_lm_head_to_fp32, frozen)
+                fuse_gelu(base)
         self._rollout_dtype = find_rollout_dtype(args.rollout_dtype, self.accelerator.device)
 
     def _may_reuse_sampled(self) -> bool:
@@ -53,7 +59,7 @@ class LeanRollouts(ExactResume):
         )
 
     def _generate_and_score_completions(self, inputs):
-        self._sampled = None
+        self._sampled = self._sampled_outputs = None
         every = (self.args.steps_per_generation or 1) * self.num_iterations
         # The parent's own condition for a pass of the policy, which comes before the reference's.
         self._old_pass_next = self.args.gradient_accumulation_steps % every != 0 or (
@@ -69,7 +75,9 @@ class LeanRollouts(ExactResume):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        outputs: list[Tensor] = []
         with (
+            _reading_states(base, self._state_reader if self._may_reuse_sampled() else None, outputs),
             rollout_weights(model, self._rollout_dtype, self.args.merge_for_rollout),
             softmax_sampling(base, self.temperature) as sampler,
         ):
@@ -77,6 +85,8 @@ class LeanRollouts(ExactResume):
         if sampler.log_probs is not None:
             if self._may_reuse_sampled():
                 self._sampled = sampler.log_probs
+                if outputs:  # on a GPU some passes more are made before a stop is noticed
+                    self._sampled_outputs = torch.cat(outputs, dim=1)[:, : sampler.log_probs.size(1)]
             rows = sampler.log_probs.tolist()
             log_probs = [row[: len(ids)] for row, ids in zip(rows, completion_ids, strict=True)]
         return completion_ids, log_probs
@@ -94,21 +104,22 @@ class LeanRollouts(ExactResume):
         if self._old_pass_next and not torch.is_grad_enabled():
             self._old_pass_next, known = False, self._sampled
         if known is not None:
-            known = known[:, :logits_to_keep].to(input_ids.device)
-            known = torch.nn.functional.pad(known, (0, logits_to_keep - known.size(1)))
-            if not self._needs_values:
+            known = _fit(known, logits_to_keep)
+            if not self._needs_values or self._sampled_outputs is not None:
+                outputs = self._sampled_outputs
+                self._critic_outputs = None if outputs is None else _fit(outputs, logits_to_keep)
                 return known, None, None
         gradient = torch.is_grad_enabled()
         purpose = "none"
         if compute_entropy:
             purpose = "gradient" if gradient and getattr(self.objective, "needs_entropy", False) else "metric"
-        outputs: list[Any] = []
+        made: list[Any] = []
 
         def recording(*, labels, **inputs):
             if known is not None:
                 labels = torch.full_like(labels, -100)  # no row goes through the head
             output = model(**inputs, labels=labels, head_entropy=purpose)
-            outputs.append(output)
+            made.append(output)
             return output
 
         rows = input_ids.size(0)
@@ -128,12 +139,11 @@ class LeanRollouts(ExactResume):
             result = super()._get_per_token_logps_and_entropies(
                 recording, ids, mask, kept, compute_entropy=compute_entropy, **kwargs
             )
-            critic = getattr(outputs.pop(), "critic_outputs", None)
+            critic = getattr(made.pop(), "critic_outputs", None)
             fields = (*result[:2], None if critic is None else critic[:, -kept:])
             for parts, value in zip(found.values(), fields, strict=True):
                 if value is not None:
-                    cut_off = (0, 0) * (value.ndim - 2) + (0, logits_to_keep - kept)
-                    parts.append(torch.nn.functional.pad(value, cut_off))
+                    parts.append(_fit(value, logits_to_keep))
         back = torch.argsort(order).to(input_ids.device)
         log_probs, entropy, self._critic_outputs = (
             torch.cat(parts)[back] if parts else None for parts in found.values()
@@ -174,3 +184,26 @@ class LeanRollouts(ExactResume):
             self._buffered_inputs = self._arrange(buffer)
             inputs = self._buffered_inputs[self._step % len(buffer)]
         return trim(inputs, self.pad_to_multiple_of) if self.args.sort_by_length else inputs
+
+
+def _fit(values: Tensor, width: int) -> Tensor:
+    """values [B, T] or [B, T, outputs] with `width` columns: cut off, or zeros behind."""
+    values = values[:, :width]
+    return torch.nn.functional.pad(values, (0, 0) * (values.ndim - 2) + (0, width - values.size(1)))
+
+
+@contextmanager
+def _reading_states(base: Any, reader: Any, outputs: list[Tensor]) -> Iterator[None]:
+    """Within the context each pass of `generate` adds what `reader` says of its last states, [B, 1, outputs]."""
+    if reader is None:
+        yield
+        return
+
+    def read(module: Any, given: Any, output: Any) -> None:
+        outputs.append(reader(output.last_hidden_state[:, -1:]))
+
+    handle = base.base_model.register_forward_hook(read)
+    try:
+        yield
+    finally:
+        handle.remove()

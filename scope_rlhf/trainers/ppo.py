@@ -98,6 +98,12 @@ class ScopePPOTrainer(CriticCheckpoints):
     def _needs_values(self) -> bool:
         return self.value_head is not None and self.value_head.active
 
+    @property
+    def _state_reader(self) -> Any:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        shared = self.value_head is not None and self.value_head.kind == "shared"
+        return self.value_head if shared and not sharded else None
+
     def _sum(self, x: Tensor) -> Any:
         return self.accelerator.reduce(x, reduction="sum")
 
