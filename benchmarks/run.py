@@ -81,6 +81,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
         smallest = min(value) if isinstance(value, tuple) and value and isinstance(value[0], int) else value
         if isinstance(smallest, int) and not isinstance(smallest, bool) and smallest < 1:
             parser.error(f"--{name} must be at least 1, got {smallest}")
+    if not options.beta >= 0:
+        parser.error(f"--beta must be at least 0, got {options.beta}")
     for shape in options.shapes:
         if not re.fullmatch(r"(gptj)?[1-9]\d*x[1-9]\d*", shape):
             parser.error(f"--shape {shape} is not layers x width, such as 4x256, or gptj28x4096")

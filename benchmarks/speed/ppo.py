@@ -11,6 +11,7 @@ each of --repetitions rounds. Peak: of the whole process. Compared: sampled toke
 
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,10 +29,14 @@ EPOCHS = 4
 def find_python(trl_python: str | None) -> dict[str, str]:
     """Interpreter of each side; ValueError without that of TRL 1.12."""
     found = shutil.which(trl_python or "")
-    if found is None:
+    code = "from importlib.metadata import version; print(version('trl'))"
+    done = found and subprocess.run([found, "-c", code], capture_output=True, text=True)
+    version = done.stdout.strip() if done and not done.returncode else None
+    if found is None or not (version or "").startswith("1.12."):
         commands = (ppo_update.__doc__ or "").split("\n\n")[1]
+        has = f" (it has TRL {version})" if version else ""
         raise ValueError(
-            f"--trl-python is {trl_python!r}, expected the interpreter of an environment with TRL 1.12, which "
+            f"--trl-python is {trl_python!r}{has}, expected the interpreter of an environment with TRL 1.12, which "
             f"still has a PPOTrainer. To make it and use it:\n{commands}"
         )
     return {"scope": sys.executable, "trl": str(Path(found).absolute())}

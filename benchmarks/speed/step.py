@@ -97,7 +97,7 @@ def row_of(shape: str, side: str, runs: list[dict[str, Any]], others: list[dict[
         row.errors["mean log p"] = (max(gaps), 0.05 if "bfloat16" in side else 1e-4)
     if not row.faults:
         row.seconds = [each["seconds"] for each in runs]
-        row.peak_mib = statistics.median(each["peak_mib"] for each in runs)
+        row.peak_mib = None if options.skip_peaks else statistics.median(each["peak_mib"] for each in runs)
         row.tokens = options.batch * (options.prompt + options.completion)
         row.more = {"of it sampling ms": 1e3 * statistics.median(each["sampling"] for each in runs)}
     return row

@@ -6,7 +6,8 @@
 Sizes: --batch rows of --prompt and --completion tokens without padding, a GPT-2 of each --shape with --vocabulary
 tokens; what is equal is said in sides.py. Old log-probs are given and the clip binds here and there. Loss, gradient and
 log-probs are compared with those from plain logits by hand (objective ppo, log-softmax in float64): 1e-5 of the loss,
-1e-4 of the gradient's norm, 5e-6 of a reference log-prob in float32; in bfloat16 .02, .05 and .1.
+1e-4 of the gradient's norm, 5e-6 of a reference log-prob in float32; in bfloat16 .02, .05 and .1. The entropy, which
+all of them log, is timed here and compared in suite head.
 """
 
 import tempfile

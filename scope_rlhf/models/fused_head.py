@@ -99,7 +99,7 @@ def logits_log_probs(
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
         log_p = z - log_sum.unsqueeze(1)
         p = log_p.exp()
-        return log_probs, -torch.where(p > 0, p * log_p, 0.0).sum(-1)
+        return log_probs, -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)  # 0 * -inf has no value, nor a gradient
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -139,10 +139,6 @@ class _Logits:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor | float]:
         z, transform = self.buffer[: len(rows)], self.transform
-        if transform.softcap is None and self.exact:
-            # Scaling the hidden states is cheaper than scaling the logits, and in this dtype as exact.
-            _multiply(rows.to(self.dtype) * self.slope, self.weight.t(), z)
-            return (z if self.bias is None else z.add_(self.bias * self.slope)), self.slope
         _multiply(rows.to(self.dtype), self.weight.t(), z)
         if self.bias is not None:
             z.add_(self.bias)

@@ -35,20 +35,22 @@ def check_head(head: Any, head_impl: str, cast_to_fp32: bool = False) -> None:
     if isinstance(head, ModulesToSaveWrapper):
         heads = [head.original_module, *head.modules_to_save.values()]
     for each in heads:
-        odd = None
+        odd, instead = None, ""
         if isinstance(each, BaseTunerLayer):
             odd = f"carries an adapter ({type(each).__module__.split('.')[-2]}), which would be left out"
-        elif not isinstance(each, nn.Linear):
+            instead = ", or leave the head out of --lora_target_modules"
+        elif not isinstance(each, nn.Linear) or type(each).forward is not nn.Linear.forward:
             odd = f"is {type(each).__name__}"
         elif not each.weight.is_floating_point():
             odd = f"has weights of {each.weight.dtype}"
         elif "forward" in vars(each) and not cast_to_fp32 and not hasattr(each, "_hf_hook"):
             odd = "has a forward of its own"
+        elif each._forward_hooks or each._forward_pre_hooks:
+            odd = "has forward hooks, which would be left out"
         if odd:
             raise ValueError(
                 f"head_impl={head_impl!r} needs an output head that is a plain linear layer, and this model's {odd}. "
-                "Set --head_impl dense, which calls the head itself and keeps all logits, or leave the head out of "
-                "--lora_target_modules."
+                f"Set --head_impl dense, which calls the head itself and keeps all logits{instead}."
             )
 
 

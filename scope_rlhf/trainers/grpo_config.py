@@ -199,6 +199,9 @@ class ScopeGRPOConfig(GRPOConfig):
             )
         if self.scale_rewards not in (True, False, "group", "batch", "none"):
             raise ValueError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
+        for name in ("merge_for_rollout", "reuse_sampling_log_probs", "sort_by_length"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}; set --{name}.")
         if self.nan_reward not in ("error", "drop"):
             raise ValueError(f"nan_reward must be error or drop, got {self.nan_reward!r}; set --nan_reward.")
         if self.reward_weights is not None and not all(math.isfinite(weight) for weight in self.reward_weights):

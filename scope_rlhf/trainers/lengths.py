@@ -14,6 +14,7 @@ from scope_rlhf.trainers.minibatches import deal
 
 # Blocks of columns, each under a mask; what else is as wide as the completions belongs to them.
 PROMPT, TARGET = ("prompt_ids", "prompt_mask"), ("target_ids", "target_mask")
+PLACE = "unsorted_place"
 
 
 def spans(prompt_mask: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,13 +48,26 @@ def length_order(prompts: Tensor, completions: Tensor, sizes: list[int]) -> Tens
 
 
 def sort_by_length(batches: list[dict[str, Tensor]], window: int) -> list[dict[str, Tensor]]:
-    """The same rows, sorted among each `window` consecutive batches (the micro-batches of one optimizer step)."""
-    result = []
+    """The same rows, sorted among each `window` consecutive batches (the micro-batches of one optimizer step), with
+    their places before it as PLACE [B], for `unsort`.
+    """
+    result, first = [], 0
+    for batch in batches:
+        rows = len(batch["prompt_mask"])
+        batch[PLACE] = torch.arange(first, first + rows, device=batch["prompt_mask"].device)
+        first += rows
     for start in range(0, len(batches), window):
         part = batches[start : start + window]
         masks = (torch.cat([batch[name] for batch in part]) for name in ("prompt_mask", "completion_mask"))
         result += deal(part, length_order(*spans(*masks), [len(batch["prompt_mask"]) for batch in part]))
     return result
+
+
+def unsort(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The batches that sort_by_length was given; others as they are. A new deal must not depend on the sorting."""
+    if PLACE not in batches[0]:
+        return batches
+    return deal(batches, torch.cat([batch[PLACE] for batch in batches]).argsort())
 
 
 def needed_columns(spans: Tensor, multiple: int | None = None) -> int:

@@ -16,6 +16,7 @@ from scope_rlhf.models.value_head import leave_critic_out, load_any_critic
 from scope_rlhf.objectives import CriticLoss
 from scope_rlhf.rl import RunningMoments, last_counted, token_rewards, whiten
 from scope_rlhf.trainers.critic_checkpoints import CriticCheckpoints
+from scope_rlhf.trainers.lengths import unsort
 from scope_rlhf.trainers.minibatches import reference_tokens, reshuffle
 from scope_rlhf.trainers.ppo_checks import check_adapter, check_columns, find_stop_token
 from scope_rlhf.trainers.ppo_config import ScopePPOConfig
@@ -220,7 +221,7 @@ class ScopePPOTrainer(CriticCheckpoints):
         again = self._step % every == 0 and self._step % (every * self.num_iterations) != 0
         if self.model.training and self._buffered_inputs is not None and again:
             seed = (self.args.seed, self._step, self.accelerator.process_index)
-            self._buffered_inputs = self._arrange(reshuffle(self._buffered_inputs, seed))
+            self._buffered_inputs = self._arrange(reshuffle(unsort(self._buffered_inputs), seed))
         return super()._prepare_inputs(generation_batch)
 
     def training_step(self, model, inputs, num_items_in_batch):

@@ -170,6 +170,8 @@ def test_a_ppo_update_is_rated_without_its_sampling_and_only_on_equal_work():
         (["ppo", "--shape", "gptj1x32"], "the suite ppo has GPT-2 models only"),
         (["--repetitions", "0"], "--repetitions must be at least 1, got 0"),
         (["ppo", "--trl-python", "/none/python"], "venv trl112"),
+        (["ppo", "--trl-python", sys.executable], "(it has TRL 1.16"),
+        (["--beta", "-1"], "--beta must be at least 0, got -1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(words, message, capsys):

@@ -95,22 +95,23 @@ def test_chunks_are_as_even_as_they_can_be_and_within_the_limit(monkeypatch):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_float32_is_within_5e_6_of_the_exact_log_prob_and_5e_5_of_the_entropy(impl):
-    """At a vocabulary where a float32 softmax sums to 1 only within 2e-6."""
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_float32_is_within_5e_6_of_plain_logits_and_5e_5_of_their_entropy(impl, temperature):
+    """At a vocabulary where a float32 softmax sums to 1 only within 2e-6. The logits are float32 on both sides."""
     hidden, weight, _, targets = inputs(False, torch.float32, rows=32, width=256, vocabulary=50257)
     weight *= 0.15  # logits of standard deviation 2.4
-    exact = plain(hidden.double(), weight.double(), None, targets)
+    log_p = ((hidden @ weight.T).double() / temperature).log_softmax(-1)
     hidden.requires_grad_()
     if impl == "recompute":
         weight.requires_grad_()
-    found = head_log_probs(hidden, weight, None, targets, head_impl=impl)
-    assert (found[0].double() - exact[0]).abs().max() < 5e-6
-    assert (found[1].double() - exact[1]).abs().max() < 5e-5
+    found = head_log_probs(hidden, weight, None, targets, head_impl=impl, temperature=temperature)
+    assert (found[0].double() - log_p[torch.arange(32), targets]).abs().max() < 5e-6
+    assert (found[1].double() + (log_p.exp() * log_p).sum(-1)).abs().max() < 5e-5
     found[0].sum().backward()
     own = hidden.grad.double()
     hidden.grad = None
     reference = hidden.detach().double().requires_grad_()
-    plain(reference, weight.detach().double(), None, targets)[0].sum().backward()
+    plain(reference, weight.detach().double(), None, targets, temperature)[0].sum().backward()
     assert (own - reference.grad).norm() / reference.grad.norm() < 1e-6
 
 
@@ -146,14 +147,15 @@ def test_a_token_that_the_bias_rules_out_leaves_no_nan():
     bias[-1] = -torch.inf
     targets = targets.clamp(max=VOCABULARY - 2)
     expected = plain(hidden, weight[:-1], bias[:-1], targets)
-    for impl in IMPLS:
-        rows = hidden.clone().requires_grad_()
-        head = weight.clone().requires_grad_(impl == "recompute")
-        found = head_log_probs(rows, head, bias, targets, head_impl=impl)
-        torch.testing.assert_close(found[0], expected[0])
-        torch.testing.assert_close(found[1], expected[1])
-        found[0].sum().backward()
-        assert rows.grad.isfinite().all()
+    for impl in (*IMPLS, "dense"):
+        for entropy in ("metric", "gradient"):
+            rows = hidden.clone().requires_grad_()
+            head = weight.clone().requires_grad_(impl == "recompute")
+            found = head_log_probs(rows, head, bias, targets, head_impl=impl, entropy=entropy)
+            torch.testing.assert_close(found[0], expected[0])
+            torch.testing.assert_close(found[1], expected[1])
+            (found[0] + found[1] if entropy == "gradient" else found[0]).sum().backward()
+            assert rows.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("impl", IMPLS)

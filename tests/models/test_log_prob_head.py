@@ -313,6 +313,17 @@ def own_forward():
     return head
 
 
+class Doubling(nn.Linear):
+    def forward(self, rows):
+        return 2 * super().forward(rows)
+
+
+def hooked(kind):
+    head = nn.Linear(4, 8)
+    getattr(head, f"register_forward_{kind}")(lambda module, given, *output: output[0] * 2 if output else given)
+    return head
+
+
 def quantised():
     head = nn.Linear(4, 8)
     head.weight = nn.Parameter(torch.zeros(8, 4, dtype=torch.int8), requires_grad=False)
@@ -325,6 +336,9 @@ def quantised():
         (lambda: nn.Sequential(nn.Linear(4, 8)), "is Sequential"),
         (lora_head, "carries an adapter"),
         (own_forward, "has a forward of its own"),
+        (lambda: Doubling(4, 8), "is Doubling"),
+        (lambda: hooked("hook"), "has forward hooks"),
+        (lambda: hooked("pre_hook"), "has forward hooks"),
         (quantised, "has weights of torch.int8"),
         (lambda: None, "is NoneType"),
     ],

@@ -262,7 +262,7 @@ def test_saved_adapter_gives_the_same_log_probs_when_loaded(tmp_path):
     trainer.model.eval()
     with torch.no_grad():
         ours, theirs = (m(input_ids=ids, attention_mask=mask).logits for m in (trainer.model, loaded))
-    assert (ours - theirs).abs().max() < 1e-6
+    assert (ours - theirs).abs().max() < 1e-5
 
 
 def test_fewer_prompts_than_a_generation_batch_are_refused_instead_of_training_nothing(tmp_path):

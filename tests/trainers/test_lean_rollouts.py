@@ -109,6 +109,25 @@ def test_micro_batches_come_sorted_and_without_the_padding_that_their_rows_do_no
     assert len(seen) == 2 and sum(seen) < whole
 
 
+@pytest.mark.parametrize("critic", ["ppo-shared", "ppo-adapter"])
+def test_later_epochs_of_ppo_are_dealt_as_without_sorting(critic, tmp_path, monkeypatch):
+    """Two minibatches of two micro-batches, dealt anew in the second epoch: dealing the sorted rows would put others
+    into a minibatch.
+    """
+    settings = {"minibatches": 2, "passes": 2, "max_steps": 4, "gradient_accumulation_steps": 2}
+    completions = [[*row[:-1], 40 + i] for i in range(2) for row in UNEQUAL]
+    found = []
+    for sort in (False, True):
+        trainer = trainer_of(critic, tmp_path / str(sort), optim="sgd", sort_by_length=sort, **settings)
+        script(trainer, monkeypatch, completions)
+        trainer.train()
+        found.append(([row["grad_norm"] for row in trainer.state.log_history[:-1]], weights(trainer)))
+    assert len(found[0][0]) == 4 and len(set(found[0][0])) == 4
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    for name, weight in found[0][1].items():
+        assert (weight - found[1][1][name]).norm() <= 1e-4 * weight.norm() + 1e-6, name
+
+
 def counted_passes(trainer, monkeypatch):
     """Names of the passes of a rollout, in their order: (policy or reference, rows that went through the head)."""
     passes = []
@@ -259,6 +278,7 @@ def test_a_rollout_of_no_whole_number_of_steps_is_left_in_its_order(tmp_path):
     ("settings", "words"),
     [
         ({"head_impl": "fast"}, "head_impl must be one of auto, jacobian.*got 'fast'; set --head_impl"),
+        ({"sort_by_length": "no"}, "sort_by_length must be true or false, got 'no'; set --sort_by_length"),
         ({"rollout_dtype": "int8"}, "rollout_dtype must be one of float32, bfloat16, got 'int8'; set --rollout_dtype"),
         ({"head_impl": "jacobian", "lora": None}, "this one is trained.*--head_impl recompute or auto"),
     ],

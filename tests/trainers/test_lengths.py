@@ -5,7 +5,15 @@ from itertools import permutations
 import pytest
 import torch
 
-from scope_rlhf.trainers.lengths import length_order, needed_columns, processed_tokens, sort_by_length, spans, trim
+from scope_rlhf.trainers.lengths import (
+    length_order,
+    needed_columns,
+    processed_tokens,
+    sort_by_length,
+    spans,
+    trim,
+    unsort,
+)
 
 PAD = 0
 
@@ -68,6 +76,17 @@ def test_sorting_keeps_every_row_whole_and_within_its_optimizer_step(window):
             for name in ("completion_ids", "returns", "prompt_ids"):
                 assert set(batch[name][row].tolist()) <= {0, number}, name
             assert batch["completion_mask"][row].sum() == completions[number - 1]
+
+
+def test_unsort_gives_back_what_was_sorted_again_and_again():
+    given = batches(rollout([3, 2, 5, 1, 4, 4, 2, 3], [7, 1, 3, 8, 2, 2, 9, 1]), 2)
+    rows = [batch["advantages"].tolist() for batch in given]
+    once = sort_by_length(given, 4)
+    assert [batch["advantages"].tolist() for batch in once] != rows
+    assert [batch["advantages"].tolist() for batch in unsort(once)] == rows
+    assert [batch["advantages"].tolist() for batch in unsort(sort_by_length(unsort(once), 2))] == rows
+    plain = batches(rollout([1, 2], [1, 2]), 1)
+    assert unsort(plain) is plain
 
 
 def test_trim_cuts_padding_only_and_every_block_that_goes_with_it():
