@@ -25,8 +25,8 @@ training
 {training}
   --max_completion_length N         --temperature X
   --seed N
-  --rollout_dtype bfloat16          sample with bfloat16 weights, where the machine has it; --head_impl, --sort_by_length
-                                    and others of the README's section Speed are on already
+  --rollout_dtype bfloat16          sample with bfloat16 weights, where the machine has it; what else the README's
+                                    section Speed lists is on already
 
 run
   --output_dir DIR                  run folder: config, metrics, samples, report, curves, model
