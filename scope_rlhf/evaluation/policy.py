@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scope_rlhf.metrics.diversity import paired_distinct_n
 from scope_rlhf.metrics.intervals import PairedDifference, paired_interval
+from scope_rlhf.models.adapters import base_of
 from scope_rlhf.models.rollout_weights import rollout_weights
 from scope_rlhf.models.sampling import softmax_sampling
 
@@ -119,7 +120,7 @@ def sample_policy(
 def _sample_batch(model, tokenizer, prompts, scorers, max_new_tokens, reference, temperature) -> list[Sample]:
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     with torch.no_grad(), rollout_weights(model), softmax_sampling(base, temperature):
         output = model.generate(
             **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from scope_rlhf.hub import explain_model_errors
+from scope_rlhf.models.adapters import base_of
 from scope_rlhf.models.embedded import resolve_model_path
 from scope_rlhf.models.positions import derive_positions
 from scope_rlhf.models.reward import OFFSET
@@ -120,7 +121,7 @@ def model_value_head(
         whole, info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=policy.dtype, output_loading_info=True
         )
-    backbone, base = whole.base_model, policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    backbone, base = whole.base_model, base_of(policy)
     sizes = [int(m.get_input_embeddings().weight.shape[0]) for m in (backbone, base)]
     # A row more for a pad token of its own (trainers.reward.load_classifier) is never read.
     padded = sizes[0] == sizes[1] + 1 and whole.config.pad_token_id == sizes[1]

@@ -8,6 +8,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
 from scope_rlhf.models.activations import fuse_gelu
+from scope_rlhf.models.adapters import base_of
 from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.positions import derive_positions
 
@@ -24,7 +25,7 @@ def prepare_reference(
     no gradient, wrapped as DeepSpeed or FSDP need it. ValueError, beginning with `name`, for a model that has a fused
     head already, such as the policy, and as add_log_prob_head.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if "forward" in vars(base):
         raise ValueError(f"{name} has a fused head or a changed forward already; give a model of its own.")
     add_log_prob_head(base, temperature, head_impl, cast_lm_head_to_fp32, frozen=True)

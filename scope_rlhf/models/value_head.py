@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
+from scope_rlhf.models.adapters import base_of
 from scope_rlhf.objectives import CategoricalCritic, CriticLossFunction, check_saved_critic, describe_critic
 
 CRITIC_WEIGHTS, CRITIC_RECORD = "critic.safetensors", "critic.json"
@@ -105,7 +106,7 @@ def add_value_head(
     `head` is one with a backbone of its own; by default the policy's backbone is shared and gets the critic's gradient
     too. ValueError for a model that has a value head already, or no fused head.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if hasattr(base, HEAD_NAME):
         raise ValueError(f"the model has a {HEAD_NAME} already")
     fused = base.__dict__.get("forward")
@@ -239,7 +240,7 @@ def load_any_critic(source: str | os.PathLike[str], model: Any, critic: CriticLo
     if _is_own(Path(source)):
         load_critic(source, model, critic)
     else:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_of(model)
         load_trl_value_head(source, base.value_head)
 
 

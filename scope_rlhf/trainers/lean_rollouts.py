@@ -10,6 +10,7 @@ from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
 from scope_rlhf.models.activations import fuse_gelu
+from scope_rlhf.models.adapters import base_of
 from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
 from scope_rlhf.models.sampling import softmax_sampling
@@ -37,7 +38,7 @@ class LeanRollouts(ExactResume):
         for model, frozen in ((self.model, False), (self.ref_model, True)):
             if model is not None:
                 model = self.accelerator.unwrap_model(model)
-                base = model.get_base_model() if hasattr(model, "get_base_model") else model
+                base = base_of(model)
                 add_log_prob_head(base, self.temperature, args.head_impl, args.cast_lm_head_to_fp32, frozen)
                 fuse_gelu(base)
         self._rollout_dtype = find_rollout_dtype(args.rollout_dtype, self.accelerator.device)
@@ -74,7 +75,7 @@ class LeanRollouts(ExactResume):
         if self.use_vllm or self.use_transformers_continuous_batching:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_of(model)
         outputs: list[Tensor] = []
         with (
             _reading_states(base, self._state_reader if self._may_reuse_sampled() else None, outputs),
