@@ -84,6 +84,8 @@ def trim(batch: dict[str, Tensor], multiple: int | None = None) -> dict[str, Ten
     target = needed_columns(_reach(batch["target_mask"])) if "target_mask" in batch else 0
     trimmed = {}
     for name, value in batch.items():
+        if name == PLACE:  # of the rollout's book-keeping, not of the loss
+            continue
         if name in PROMPT:
             value = value[:, -prompt:]
         elif name in TARGET:
