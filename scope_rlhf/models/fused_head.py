@@ -37,7 +37,7 @@ class Transform(NamedTuple):
 
     temperature: float = 1.0
     softcap: float | None = None
-    scale: float = 1.0
+    logit_scale: float = 1.0
 
 
 def head_log_probs(
@@ -87,7 +87,7 @@ def logits_log_probs(
     logits: Tensor, targets: Tensor, transform: Transform, entropy: str
 ) -> tuple[Tensor, Tensor | None]:
     """(log_probs [N], entropy [N] or None) from logits [N, V] of the head itself, by autograd."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32)) * transform.scale
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32)) * transform.logit_scale
     if transform.softcap is not None:
         z = transform.softcap * torch.tanh(z / transform.softcap)
     z = z / transform.temperature
@@ -127,7 +127,7 @@ class _Logits:
         self.dtype, self.statistics = dtype, torch.promote_types(dtype, torch.float32)
         self.exact = self.dtype == self.statistics  # else products round more than statistics may
         self.transform = transform
-        self.slope = transform.scale / transform.temperature
+        self.slope = transform.logit_scale / transform.temperature
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(self.statistics)
         vocabulary = weight.shape[0]
@@ -144,7 +144,7 @@ class _Logits:
             z.add_(self.bias)
         if transform.softcap is None:
             return (z if self.slope == 1 else z.mul_(self.slope)), self.slope
-        bent = z.mul_(transform.scale / transform.softcap).tanh_()
+        bent = z.mul_(transform.logit_scale / transform.softcap).tanh_()
         slope = (1 - bent * bent).mul_(self.slope)
         return z.mul_(transform.softcap / transform.temperature), slope
 
@@ -170,6 +170,14 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _entropy(surprise: Tensor, total: Tensor) -> Tensor:
     """Entropy [n] from the terms -p log p [n, V] of a p that sums to `total`."""
     return surprise.sum(dim=1) / total + total.log()
+
+
+def _outputs(ctx: Any, log_probs: Tensor, entropies: Tensor, entropy: str) -> tuple[Tensor, Tensor | None]:
+    """What both functions return; an output without a gradient gets None in their backward."""
+    ctx.set_materialize_grads(False)
+    if entropy == "metric":
+        ctx.mark_non_differentiable(entropies)
+    return log_probs, None if entropy == "none" else entropies
 
 
 class _Jacobian(torch.autograd.Function):
@@ -210,12 +218,7 @@ class _Jacobian(torch.autograd.Function):
                         surprise.addcmul_(p, entropies[part].unsqueeze(1), value=-1)
                         entropy_jacobian[part] = logits.expected_rows(surprise.mul_(slope))
         ctx.save_for_backward(jacobian, entropy_jacobian)
-        ctx.set_materialize_grads(False)
-        if entropy == "none":
-            return log_probs, None
-        if entropy == "metric":
-            ctx.mark_non_differentiable(entropies)
-        return log_probs, entropies
+        return _outputs(ctx, log_probs, entropies, entropy)
 
     @staticmethod
     @once_differentiable
@@ -247,12 +250,7 @@ class _Recompute(torch.autograd.Function):
                 if entropy != "none":
                     entropies[part] = _entropy(torch.special.entr(p, out=p), total)
         ctx.save_for_backward(hidden, weight, bias, targets, log_sums, entropies)
-        ctx.set_materialize_grads(False)
-        if entropy == "none":
-            return log_probs, None
-        if entropy == "metric":
-            ctx.mark_non_differentiable(entropies)
-        return log_probs, entropies
+        return _outputs(ctx, log_probs, entropies, entropy)
 
     @staticmethod
     @once_differentiable

@@ -151,21 +151,14 @@ def _project(
             head_impl = _fastest(rows, weight, bias, transform)
         if head_impl == "trl":
             return _trl_log_probs(rows, weight, bias, targets, transform, entropy)
-        return head_log_probs(
-            rows, weight, bias, targets, **transform_arguments(transform), head_impl=head_impl, entropy=entropy
-        )
-
-
-def transform_arguments(transform: Transform) -> dict[str, Any]:
-    """As head_log_probs spells them."""
-    return {"temperature": transform.temperature, "softcap": transform.softcap, "logit_scale": transform.scale}
+        return head_log_probs(rows, weight, bias, targets, **transform._asdict(), head_impl=head_impl, entropy=entropy)
 
 
 def _trl_log_probs(rows, weight, bias, targets, transform: Transform, entropy: str) -> tuple[Tensor, Tensor | None]:
     names = ("log_probs",) if entropy == "none" else ("log_probs", "entropy")
     log_probs, found, *_ = ChunkedLogProbFunction.apply(
-        rows, weight, bias, targets, transform.temperature, TRL_VOCABULARY_CHUNK, transform.softcap, transform.scale,
-        names,
+        rows, weight, bias, targets, transform.temperature, TRL_VOCABULARY_CHUNK, transform.softcap,
+        transform.logit_scale, names,
     )  # fmt: skip
     return log_probs, found.detach() if entropy == "metric" else found
 
@@ -203,8 +196,7 @@ def _time(head_impl: str, rows: Tensor, weight: Tensor, bias: Tensor | None, tra
             if head_impl == "trl":
                 found = _trl_log_probs(hidden, weight, bias, targets, transform, "metric")
             else:
-                arguments = transform_arguments(transform)
-                found = head_log_probs(hidden, weight, bias, targets, **arguments, head_impl=head_impl)
+                found = head_log_probs(hidden, weight, bias, targets, **transform._asdict(), head_impl=head_impl)
             torch.autograd.grad(found[0].sum(), (hidden, *(x for x in inputs if x.requires_grad)))
             end.record(torch.cuda.current_stream())
             end.synchronize()

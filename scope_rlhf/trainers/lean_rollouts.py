@@ -76,15 +76,15 @@ class LeanRollouts(ExactResume):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
         base = base_of(model)
-        outputs: list[Tensor] = []
+        reuse, outputs = self._may_reuse_sampled(), list[Tensor]()
         with (
-            _reading_states(base, self._state_reader if self._may_reuse_sampled() else None, outputs),
+            _reading_states(base, self._state_reader if reuse else None, outputs),
             rollout_weights(model, self._rollout_dtype, self.args.merge_for_rollout),
             softmax_sampling(base, self.temperature) as sampler,
         ):
             completion_ids, log_probs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         if sampler.log_probs is not None:
-            if self._may_reuse_sampled():
+            if reuse:
                 self._sampled = sampler.log_probs
                 if outputs:  # on a GPU some passes more are made before a stop is noticed
                     self._sampled_outputs = torch.cat(outputs, dim=1)[:, : sampler.log_probs.size(1)]
@@ -124,16 +124,17 @@ class LeanRollouts(ExactResume):
             return output
 
         rows = input_ids.size(0)
-        whole = gradient or not self.args.sort_by_length
-        prompts, completions = spans(attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:])
         sizes = [rows] if gradient else [len(part) for part in torch.arange(rows).split(batch_size or rows)]
-        order = torch.arange(rows) if whole else length_order(prompts, completions, sizes)
+        order, lengths = torch.arange(rows), None
+        if not gradient and self.args.sort_by_length:
+            lengths = spans(attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:])
+            order = length_order(*lengths, sizes)
         found: dict[str, list[Tensor]] = {"log_probs": [], "entropy": [], "critic_outputs": []}
         for index in order.to(input_ids.device).split(sizes):
             kept, start = logits_to_keep, 0
-            if not whole:
-                kept = min(logits_to_keep, needed_columns(completions[index], self.pad_to_multiple_of))
-                before = needed_columns(prompts[index], self.pad_to_multiple_of)
+            if lengths is not None:
+                before, after = (needed_columns(each[index], self.pad_to_multiple_of) for each in lengths)
+                kept = min(logits_to_keep, after)
                 start = max(0, input_ids.size(1) - logits_to_keep - before)
             columns = slice(start, input_ids.size(1) - logits_to_keep + kept)
             ids, mask = input_ids[index, columns], attention_mask[index, columns]
