@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from scope_rlhf.models.products import multiply, takes_onednn
+
 HEAD_IMPLS = ("auto", "jacobian", "recompute", "trl", "dense")
 ENTROPIES = ("none", "metric", "gradient")
 # Logits of a chunk: 256 rows of GPT-2's vocabulary on a CPU, 2048 on a GPU.
@@ -149,9 +151,14 @@ class _Logits:
         return z.mul_(transform.softcap / transform.temperature), slope
 
     def expected_rows(self, p: Tensor) -> Tensor:
-        """p [n, V] @ weight -> [n, D]."""
-        result = p.new_empty(len(p), self.weight.shape[1])
-        return _multiply(p.to(self.dtype), self.weight, result)
+        """p [n, V] @ weight -> [n, D].
+
+        By oneDNN where that is faster. The logits are not: their rounding, twice as large there, is that of log p.
+        """
+        p = p.to(self.dtype)
+        if takes_onednn(p, self.weight.size(1)):
+            return multiply(p, self.weight)
+        return _multiply(p, self.weight, p.new_empty(len(p), self.weight.size(1), dtype=self.statistics))
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

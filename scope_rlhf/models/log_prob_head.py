@@ -15,9 +15,11 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, maybe_gather_lm_head_ctx
 
 from scope_rlhf.models.fused_head import HEAD_IMPLS, Transform, head_log_probs, logits_log_probs
+from scope_rlhf.models.products import OneDNNLinear
 
 # Of a measurement on a GPU: rows of hidden states, and calls of each candidate.
 TIMED_ROWS, TIMED_CALLS = 1024, 5
+PLAIN_FORWARDS = (nn.Linear.forward, OneDNNLinear.forward)
 TRL_VOCABULARY_CHUNK = 32768  # as add_fused_lm_head calls it
 
 
@@ -39,7 +41,7 @@ def check_head(head: Any, head_impl: str, cast_to_fp32: bool = False) -> None:
         if isinstance(each, BaseTunerLayer):
             odd = f"carries an adapter ({type(each).__module__.split('.')[-2]}), which would be left out"
             instead = ", or leave the head out of --lora_target_modules"
-        elif not isinstance(each, nn.Linear) or type(each).forward is not nn.Linear.forward:
+        elif not isinstance(each, nn.Linear) or type(each).forward not in PLAIN_FORWARDS:
             odd = f"is {type(each).__name__}"
         elif not each.weight.is_floating_point():
             odd = f"has weights of {each.weight.dtype}"

@@ -7,8 +7,8 @@ from typing import Any
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
-from scope_rlhf.models.activations import fuse_gelu
 from scope_rlhf.models.adapters import base_of
+from scope_rlhf.models.kernels import use_fast_kernels
 from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.positions import derive_positions
 
@@ -29,7 +29,7 @@ def prepare_reference(
     if "forward" in vars(base):
         raise ValueError(f"{name} has a fused head or a changed forward already; give a model of its own.")
     add_log_prob_head(base, temperature, head_impl, cast_lm_head_to_fp32, frozen=True)
-    fuse_gelu(model)
+    use_fast_kernels(model)
     derive_positions(model)
     disable_dropout_in_model(model)
     model.requires_grad_(False).eval()

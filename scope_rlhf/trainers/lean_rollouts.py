@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
-from scope_rlhf.models.activations import fuse_gelu
 from scope_rlhf.models.adapters import base_of
+from scope_rlhf.models.kernels import use_fast_kernels
 from scope_rlhf.models.log_prob_head import add_log_prob_head
 from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
 from scope_rlhf.models.sampling import softmax_sampling
@@ -40,7 +40,7 @@ class LeanRollouts(ExactResume):
                 model = self.accelerator.unwrap_model(model)
                 base = base_of(model)
                 add_log_prob_head(base, self.temperature, args.head_impl, args.cast_lm_head_to_fp32, frozen)
-                fuse_gelu(base)
+                use_fast_kernels(base)
         self._rollout_dtype = find_rollout_dtype(args.rollout_dtype, self.accelerator.device)
 
     def _may_reuse_sampled(self) -> bool:

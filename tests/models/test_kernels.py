@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scope_rlhf.models.activations import fuse_gelu
+from scope_rlhf.models.kernels import fuse_gelu
 from tests.tiny import SENTENCES, tiny_gpt2, tiny_gptj, tiny_tokenizer
 
 
