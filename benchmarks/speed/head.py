@@ -2,9 +2,11 @@
 
 - trl: ChunkedLogProbFunction as TRL's add_fused_lm_head calls it, all rows.
 - dense: plain logits, and log p in float32 as TRL had it up to 1.12: the token's logit minus logsumexp. Not torch's
-  log_softmax, which on a CPU in float32 is itself off by 1.5e-5 where the vocabulary has 50,257 tokens.
+  log_softmax, for the entropy neither: on a CPU in float32 it is itself off by 1.5e-5 in log p where the vocabulary has
+  50,257 tokens, and by 6e-5 in the entropy of 150,000.
 - recompute, jacobian: ours.
-- floor: two matmuls in chunks into reused buffers, the least that log p and its gradient need.
+- jacobian, oneDNN off: the second product by torch too, where ours is oneDNN's (models/products.py).
+- floor: two products in chunks, those of `jacobian`, into reused buffers: the least that log p and its gradient need.
 
 Logits have a standard deviation of 3 and the row's token stands above its fellows, so log p is about that of a language
 model. Before anything is timed, all rows are compared. float32: log p to 5e-6 and entropy to 5e-5 with the float64
@@ -13,18 +15,20 @@ far log p is from these, most of it the rounding of a float32 product, which pla
 float64, and at most twice what plain bfloat16 logits show. The floor has no result to be wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from trl.trainer import utils as trl_utils
 
-from benchmarks.speed.measure import Call, Options, Row, Section, compare, relative
+from benchmarks.speed.measure import ONEDNN_OFF, Call, Options, Row, Section, compare, offered, products_of, relative
 from scope_rlhf.models.fused_head import head_log_probs
+from scope_rlhf.models.products import multiply, takes_onednn
 
 BOUNDS = {"log p": 5e-6, "entropy": 5e-5, "gradient": 1e-5, "weight gradient": 1e-5}
-FROZEN = ("trl", "dense", "recompute", "jacobian", "floor")
+OFF = "jacobian" + ONEDNN_OFF
+FROZEN = ("trl", "dense", "recompute", "jacobian", OFF, "floor")
 TRAINED = ("trl", "dense", "recompute")
 LOGIT_DEVIATION = 3.0
 
@@ -73,10 +77,11 @@ def score_dense(batch: Batch) -> tuple[Tensor, Tensor]:
 def score_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(log p, entropy without gradient), [N], in float32 or the dtype of float64 logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    log_sums = logits.logsumexp(-1)
     with torch.no_grad():  # in parts, as TRL had it: the whole would be one more copy of the logits
-        parts = (part.log_softmax(-1) for part in logits.split(128))
+        parts = (part - total[:, None] for part, total in zip(logits.split(128), log_sums.split(128), strict=True))
         entropy = torch.cat([-(part.exp() * part).sum(-1) for part in parts])
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1), entropy
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - log_sums, entropy
 
 
 def score_ours(batch: Batch, head_impl: str) -> tuple[Tensor, Tensor | None]:
@@ -88,6 +93,7 @@ SCORES: dict[str, Callable[[Batch], tuple[Tensor, Tensor | None]]] = {
     "dense": score_dense,
     "recompute": lambda batch: score_ours(batch, "recompute"),
     "jacobian": lambda batch: score_ours(batch, "jacobian"),
+    OFF: lambda batch: score_ours(batch, "jacobian"),
 }
 
 
@@ -95,8 +101,9 @@ def forward_and_backward(name: str, batch: Batch) -> Result:
     """Of the sum of coefficient x log p."""
     batch = replace(batch, hidden=batch.hidden.detach().requires_grad_(), weight=batch.weight)
     batch.weight.grad = None
-    log_probs, entropy = SCORES[name](batch)
-    (log_probs * batch.coefficients).sum().backward()
+    with products_of(name):
+        log_probs, entropy = SCORES[name](batch)
+        (log_probs * batch.coefficients).sum().backward()
     assert entropy is not None and batch.hidden.grad is not None
     return Result(log_probs.detach(), entropy.detach(), batch.hidden.grad, batch.weight.grad)
 
@@ -108,7 +115,10 @@ def multiply_twice(batch: Batch) -> None:
     logits, result = hidden.new_empty(min(rows, len(hidden)), len(weight)), torch.empty_like(hidden)
     for chunk, out in zip(hidden.split(rows), result.split(rows), strict=True):
         part = torch.mm(chunk, weight.T, out=logits[: len(chunk)])
-        torch.mm(part, weight, out=out)
+        if takes_onednn(part, weight.size(1)):
+            out.copy_(multiply(part, weight))
+        else:
+            torch.mm(part, weight, out=out)
 
 
 def compute_reference(batch: Batch, chosen: Tensor | None = None) -> tuple[Result, Result]:
@@ -146,7 +156,7 @@ def greatest_gap(found: Tensor, expected: Tensor) -> float:
 
 
 def compare_heads(
-    suite: str, case: str, batch: Batch, names: tuple[str, ...], options: Options, chosen: Tensor | None = None
+    suite: str, case: str, batch: Batch, names: Iterable[str], options: Options, chosen: Tensor | None = None
 ) -> list[Row]:
     """A row for each name, of which the chosen rows are compared. In bfloat16 plain logits are the yardstick."""
     exact, plain = compute_reference(batch, chosen)
@@ -193,7 +203,7 @@ def run(options: Options) -> list[Section]:
     for trained, names in ((False, FROZEN), (True, TRAINED)):
         batch = make_batch(options.rows, options.vocabulary, options.width, options, trained)
         case = f"{'trained' if trained else 'frozen'} head, N {options.rows}, V {options.vocabulary}, D {options.width}"
-        rows = compare_heads("head", case, batch, names, options)
+        rows = compare_heads("head", case, batch, offered(names, options), options)
         title = f"forward and backward, {case}, {options.dtype}"
         sections.append(Section(title, rows, floor=None if trained else "floor"))
     return sections

@@ -9,7 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from scope_rlhf.models.products import onednn_is_faster
+
 ROOT = Path(__file__).resolve().parents[2]
+ONEDNN_OFF = ", oneDNN off"  # ends the name of a variant with torch's own float32 products
 PEAK = "peak-MiB"  # begins a line of the process that measures peaks
 Call = Callable[[], Any]
 
@@ -126,6 +130,18 @@ class Section:
         if len({row.case for row in self.rows}) == 1:
             del names["case"]
         return [{name: line.get(name, "") for name in names} for line in lines]
+
+
+def offered(variants: Iterable[str], options: Options) -> list[str]:
+    """Without those with oneDNN off where ours are torch's own products anyway (models/products.py)."""
+    differ = options.device == "cpu" and options.dtype == "float32" and onednn_is_faster()
+    return [name for name in variants if differ or not name.endswith(ONEDNN_OFF)]
+
+
+def products_of(variant: str) -> AbstractContextManager[Any]:
+    """The context in which a variant of that name runs."""
+    off = variant.endswith(ONEDNN_OFF)
+    return torch.backends.mkldnn.flags(enabled=False) if off else nullcontext()
 
 
 def show(value: Any) -> str:

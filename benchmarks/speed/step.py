@@ -1,7 +1,8 @@
 """Whole optimizer steps of GRPO by `trainer.train()`, sampling included: TRL's trainer and ours, a process for each.
 
 - trl: GRPOTrainer. scope: ScopeGRPOTrainer as it comes. scope, bfloat16 rollout: with --rollout_dtype bfloat16; it is
-  left out where the device has no instructions for it.
+  left out where the device has no instructions for it. scope, oneDNN off: as scope, with torch's own float32 products,
+  where ours are oneDNN's (models/products.py).
 
 Each step samples --batch completions of --completion tokens in groups of 4 and takes one optimizer step on them; what
 is equal is said in sides.py. --beta 0 is the default of both, without a reference; else both score it. The sides run in
@@ -23,12 +24,22 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.speed.measure import Options, Row, Section, find_options, run_python
+from benchmarks.speed.measure import (
+    ONEDNN_OFF,
+    Options,
+    Row,
+    Section,
+    find_options,
+    offered,
+    products_of,
+    run_python,
+)
 from scope_rlhf.models.rollout_weights import find_rollout_dtype
 
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "trl": ("trl", {}),
     "scope": ("scope", {}),
+    "scope" + ONEDNN_OFF: ("scope", {}),
     "scope, bfloat16 rollout": ("scope", {"rollout_dtype": "bfloat16"}),
 }
 
@@ -43,7 +54,7 @@ def work() -> None:
     options = find_options(given)
     side, settings = SIDES[variant]
     meter = Meter(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, products_of(variant):
         trainer = make_trainer(
             side, make_policy(shape, options), options, Path(folder), [meter], max_steps=options.updates + 1,
             beta=options.beta, **settings,
@@ -72,7 +83,7 @@ def launch(shape: str, variant: str, options: Options) -> dict[str, Any]:
 
 def run(options: Options) -> list[Section]:
     has_bf16 = find_rollout_dtype("bfloat16", torch.device(options.device)) is not None
-    sides = [side for side in SIDES if has_bf16 or "bfloat16" not in side]
+    sides = [side for side in offered(SIDES, options) if has_bf16 or "bfloat16" not in side]
     rows = []
     for shape in options.shapes:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}

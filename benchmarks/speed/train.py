@@ -1,7 +1,8 @@
 """Forward and backward of one micro-batch in GRPO, and a pass for the reference's log-probs: TRL's trainer and ours.
 
 - trl: GRPOTrainer of TRL. jacobian: ScopeGRPOTrainer as it comes (a frozen head under LoRA).
-- scope, trl head and scope, dense: the same with --head_impl trl and dense (plain logits).
+- jacobian, oneDNN off: the same with torch's own float32 products, where ours are oneDNN's (models/products.py).
+- scope, trl head and scope, dense: as jacobian, with --head_impl trl and dense (plain logits).
 
 Sizes: --batch rows of --prompt and --completion tokens without padding, a GPT-2 of each --shape with --vocabulary
 tokens; what is equal is said in sides.py. Old log-probs are given and the clip binds here and there. Loss, gradient and
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed.measure import Call, Options, Row, Section, compare, relative
+from benchmarks.speed.measure import ONEDNN_OFF, Call, Options, Row, Section, compare, offered, products_of, relative
 from benchmarks.speed.sides import gradient_of, make_policy, make_rollout, make_trainer, plain_log_probs, plain_loss
 from scope_rlhf.objectives import make_objective
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trl": ("trl", {}),
     "jacobian": ("scope", {"head_impl": "jacobian"}),
+    "jacobian" + ONEDNN_OFF: ("scope", {"head_impl": "jacobian"}),
     "scope, trl head": ("scope", {"head_impl": "trl"}),
     "scope, dense": ("scope", {"head_impl": "dense"}),
 }
@@ -51,6 +53,11 @@ def reference_pass(trainer: Any, rollout: dict[str, Tensor]) -> Tensor:
 PASSES: dict[str, Any] = {"train": train_step, "reference": reference_pass}
 
 
+def run_pass(variant: str, what: str, trainer: Any, rollout: dict[str, Tensor]) -> Any:
+    with products_of(variant):
+        return PASSES[what](trainer, rollout)
+
+
 def loss_errors(found: tuple[float, Tensor], expected: tuple[float, Tensor], dtype: str) -> dict[str, Any]:
     loss = abs(found[0] - expected[0]) / abs(expected[0])
     gradient, bounds = relative(found[1], expected[1]), BOUNDS[dtype]
@@ -63,7 +70,7 @@ def prepare(case: str, variant: str, options: Options) -> Call:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(side, make_policy(shape, options), options, Path(folder), **settings)
     rollout = make_rollout(options)
-    return lambda: PASSES[what](trainer, rollout)
+    return lambda: run_pass(variant, what, trainer, rollout)
 
 
 def run(options: Options) -> list[Section]:
@@ -73,7 +80,8 @@ def run(options: Options) -> list[Section]:
         with tempfile.TemporaryDirectory() as folder:
             trainers = {
                 name: make_trainer(side, make_policy(shape, options), options, Path(folder), **settings)
-                for name, (side, settings) in VARIANTS.items()
+                for name in offered(VARIANTS, options)
+                for side, settings in [VARIANTS[name]]
             }
         model = trainers["trl"].model
         with torch.autocast(options.device, options.torch_dtype, enabled=options.dtype != "float32"):
@@ -86,8 +94,11 @@ def run(options: Options) -> list[Section]:
                 return loss_errors(found, expected, options.dtype)
             return {"log p": (float((found.double() - log_probs).abs().max()), BOUNDS[options.dtype]["log p"])}
 
-        for what, function in PASSES.items():
-            calls = {name: (lambda f=function, t=trainer: f(t, rollout)) for name, trainer in trainers.items()}
+        for what in PASSES:
+            calls = {
+                name: (lambda name=name, what=what, trainer=trainer: run_pass(name, what, trainer, rollout))
+                for name, trainer in trainers.items()
+            }
             tokens = options.batch * (options.prompt + options.completion)
             rows[what] += compare("train", f"{shape} {what}", calls, check, options, tokens)
         del trainers, model

@@ -40,12 +40,16 @@ def _maker() -> str:
 
 
 def takes_onednn(a: Tensor, rows: int) -> bool:
-    """Whether `multiply` makes a product of `a` [..., K] with `rows` columns by oneDNN."""
-    return a.dtype == torch.float32 and a.device.type == "cpu" and a.numel() * rows >= LEAST_WORK and onednn_is_faster()
+    """Whether a product of `a` [..., K] with `rows` columns is one for `multiply`.
+
+    torch's own switch, torch.backends.mkldnn.enabled = False, turns that off.
+    """
+    large = a.dtype == torch.float32 and a.device.type == "cpu" and a.numel() * rows >= LEAST_WORK
+    return large and onednn_is_faster() and torch.backends.mkldnn.enabled
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [..., K] @ b [K, N] + bias [N] by oneDNN, for which takes_onednn is asked before; without a gradient."""
+    """a [..., K] @ b [K, N] + bias [N] by oneDNN, of tensors for which takes_onednn holds; without a gradient."""
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
 
 

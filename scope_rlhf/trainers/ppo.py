@@ -10,6 +10,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from scope_rlhf.losses import fill_masked
 from scope_rlhf.models.critic_backbones import make_value_head
+from scope_rlhf.models.kernels import use_fast_kernels
 from scope_rlhf.models.loading import find_model
 from scope_rlhf.models.reference import prepare_reference
 from scope_rlhf.models.value_head import leave_critic_out, load_any_critic
@@ -78,7 +79,9 @@ class ScopePPOTrainer(CriticCheckpoints):
             self.value_head = make_value_head(
                 self.model, self.critic, args.critic_backbone, args.critic_model_name_or_path, args.initial_value
             )
-            if args.disable_dropout:  # the critic's adapter or model is newer than the parent's turn at this
+            # The critic's adapter or model is newer than the parent's turn at these.
+            use_fast_kernels(self.model)
+            if args.disable_dropout:
                 disable_dropout_in_model(self.model)
             if args.critic_path is not None:
                 load_any_critic(args.critic_path, self.model, self.critic)
