@@ -8,8 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 from scope_rlhf.losses import reduce_loss
+from scope_rlhf.models import products
+from scope_rlhf.models.products import OneDNNConv1D, OneDNNLinear
 from scope_rlhf.models.value_head import save_critic, split_critic
 from scope_rlhf.objectives import PolicyInputs, make_critic_loss, make_objective
 from scope_rlhf.rl import group_relative, leave_one_out, whiten
@@ -128,6 +133,19 @@ def test_a_critic_of_its_own_trains_without_a_gradient_to_the_policy(tmp_path, b
         runs.append((policy_of(trainer), critic_of(trainer)))
     assert all(torch.equal(w, runs[1][0][n]) for n, w in runs[0][0].items())
     assert any(not torch.equal(w, runs[1][1][n]) for n, w in runs[0][1].items())
+
+
+@pytest.mark.parametrize("backbone", ["adapter", "model"])
+def test_the_critic_of_its_own_runs_on_the_fast_kernels_too(tmp_path, monkeypatch, backbone):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    settings = {"critic_backbone": backbone}
+    if backbone == "model":
+        settings["critic_model_name_or_path"] = str(save_reward_model(tmp_path / "rm"))
+    trainer = make_trainer("ppo", tmp_path, **settings)
+    slow = [n for n, m in trainer.model.named_modules() if type(m) in (Conv1D, nn.Linear, NewGELUActivation)]
+    fast = [n for n, m in trainer.model.named_modules() if isinstance(m, OneDNNConv1D | OneDNNLinear)]
+    assert not slow
+    assert any("backbone" in n or "lora_A.critic" in n for n in fast)
 
 
 @pytest.mark.parametrize(("estimator", "scale"), [("rloo", "group"), ("group", "group"), ("group", "none")])
