@@ -9,8 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,15 @@ def offered(variants: Iterable[str], options: Options) -> list[str]:
     return [name for name in variants if differ or not name.endswith(ONEDNN_OFF)]
 
 
-def products_of(variant: str) -> AbstractContextManager[Any]:
+@contextmanager
+def products_of(variant: str) -> Iterator[None]:
     """The context in which a variant of that name runs."""
-    off = variant.endswith(ONEDNN_OFF)
-    return torch.backends.mkldnn.flags(enabled=False) if off else nullcontext()
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and not variant.endswith(ONEDNN_OFF)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def show(value: Any) -> str:

@@ -141,7 +141,7 @@ def test_subclasses_and_layers_with_a_forward_of_their_own_stay(taken):
     assert [type(layer) for layer in model] == [_Own, nn.Linear]
 
 
-def test_other_dtypes_autocast_and_gathered_weights_go_the_way_of_torch(taken):
+def test_other_dtypes_autocast_gathered_weights_and_all_with_mkldnn_off_go_the_way_of_torch(taken):
     layer = OneDNNLinear(48, 96)
     x = torch.randn(5, 48)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -154,6 +154,12 @@ def test_other_dtypes_autocast_and_gathered_weights_go_the_way_of_torch(taken):
     layer(x)
     assert not taken
     del layer.weight.ds_id
+    torch.backends.mkldnn.enabled = False
+    try:
+        layer(x)
+    finally:
+        torch.backends.mkldnn.enabled = True
+    assert not taken
     layer(x)
     assert taken == [(5, 48)]
 
