@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-# Multiplications below which the longer way to oneDNN, 15 microseconds, is not earned back.
-LEAST_WORK = 2**20
+# Multiplications below which the longer way to oneDNN, 15 microseconds, is not earned back; and rows: with one or two of
+# them reading the weight is all the work, and oneDNN's is slower at it.
+LEAST_WORK, LEAST_ROWS = 2**20, 4
 
 
 @functools.cache
@@ -45,8 +46,9 @@ def takes_onednn(a: Tensor, rows: int) -> bool:
 
     torch's own switch, torch.backends.mkldnn.enabled = False, turns that off.
     """
-    large = a.dtype == torch.float32 and a.device.type == "cpu" and a.numel() * rows >= LEAST_WORK
-    return large and onednn_is_faster() and torch.backends.mkldnn.enabled
+    large = a.numel() * rows >= LEAST_WORK and a.numel() >= LEAST_ROWS * a.size(-1)
+    fits = large and a.dtype == torch.float32 and a.device.type == "cpu"
+    return fits and onednn_is_faster() and torch.backends.mkldnn.enabled
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

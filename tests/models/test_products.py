@@ -24,6 +24,7 @@ def taken(monkeypatch):
     shapes, original = [], products.multiply
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "LEAST_WORK", 0)
+    monkeypatch.setattr(products, "LEAST_ROWS", 0)
     monkeypatch.setattr(products, "multiply", lambda *given: shapes.append(given[0].shape) or original(*given))
     return shapes
 
@@ -171,6 +172,11 @@ def test_small_products_and_no_rows_go_the_way_of_torch(monkeypatch, taken):
     assert not taken
     layer(torch.randn(5, 48))
     assert taken == [(5, 48)]
+    monkeypatch.setattr(products, "LEAST_ROWS", 6)
+    layer(torch.randn(5, 48))
+    assert taken == [(5, 48)]
+    layer(torch.randn(2, 3, 48))
+    assert taken == [(5, 48), (2, 3, 48)]
 
 
 @pytest.mark.parametrize(
