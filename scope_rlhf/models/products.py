@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-# Multiplications below which the longer way to oneDNN, 15 microseconds, is not earned back; and rows: with one or two of
-# them reading the weight is all the work, and oneDNN's is slower at it.
+# Multiplications below which the longer way to oneDNN, 15 microseconds, is not earned back; and rows: with one or two,
+# reading the weight is all the work, at which oneDNN is slower.
 LEAST_WORK, LEAST_ROWS = 2**20, 4
 
 
