@@ -44,8 +44,11 @@ def _maker() -> str:
 def takes_onednn(a: Tensor, rows: int) -> bool:
     """Whether a product of `a` [..., K] with `rows` columns is one for `multiply`.
 
-    torch's own switch, torch.backends.mkldnn.enabled = False, turns that off.
+    torch's own switch, torch.backends.mkldnn.enabled = False, turns that off; so does whatever traces or transforms the
+    call: torch.compile, torch.jit.trace, torch.func.
     """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
     large = a.numel() * rows >= LEAST_WORK and a.numel() >= LEAST_ROWS * a.size(-1)
     fits = large and a.dtype == torch.float32 and a.device.type == "cpu"
     return fits and onednn_is_faster() and torch.backends.mkldnn.enabled
@@ -78,7 +81,8 @@ class _Linear(torch.autograd.Function):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and (x.requires_grad or trained):
         result: Any = _Linear.apply(x, weight, bias)
         return result
     return multiply(x, weight.t(), bias)
@@ -111,7 +115,8 @@ class OneDNNConv1D(Conv1D):
         return super().forward(x)
 
 
-# A module's class changes, nothing in it.
+# A module's class changes, nothing in it. What goes by the exact type, as torch's dynamic quantisation does, leaves
+# such layers out; a saved model has plain ones.
 FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
 
 

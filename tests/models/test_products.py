@@ -83,6 +83,32 @@ def test_a_frozen_layer_keeps_no_input(taken):
     assert kept == [(96, 48)]
 
 
+@pytest.mark.parametrize("kind", [OneDNNLinear, OneDNNConv1D])
+def test_a_trained_bias_of_a_frozen_weight_keeps_its_gradient(taken, kind):
+    """LoRA with bias="lora_only", in a first layer whose input has no gradient."""
+    layer = kind(48, 48).requires_grad_(False)
+    layer.bias.requires_grad_(True)
+    layer(torch.randn(5, 48)).sum().backward()
+    assert taken and torch.equal(layer.bias.grad, torch.full((48,), 5.0))
+    assert layer.weight.grad is None
+
+
+def test_what_traces_or_transforms_a_call_goes_the_way_of_torch(taken):
+    """torch.compile and torch.jit.trace do not know oneDNN's op in this form, nor torch.func its backward."""
+    torch.manual_seed(0)
+    layer, x = OneDNNLinear(48, 96), torch.randn(5, 48)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    compiled = torch.compile(layer, backend="aot_eager")(x)
+    traced = torch.jit.trace(layer, (x,), check_trace=False)(x)
+    mapped = torch.func.vmap(layer)(x.expand(2, 5, 48))
+    for found in (compiled, traced, mapped[1]):
+        torch.testing.assert_close(found, expected)
+    weights = dict(layer.named_parameters())
+    grads = torch.func.grad(lambda w: torch.func.functional_call(layer, w, (x,)).sum())(weights)
+    torch.testing.assert_close(grads["bias"], torch.full((96,), 5.0))
+    assert not taken
+
+
 def test_a_second_derivative_is_refused_not_wrong(taken):
     x = torch.randn(5, 48, requires_grad=True)
     (grad,) = torch.autograd.grad(OneDNNLinear(48, 96)(x).square().sum(), x, create_graph=True)
