@@ -51,7 +51,7 @@ def takes_onednn(a: Tensor, rows: int) -> bool:
         return False
     large = a.numel() * rows >= LEAST_WORK and a.numel() >= LEAST_ROWS * a.size(-1)
     fits = large and a.dtype == torch.float32 and a.device.type == "cpu"
-    return fits and onednn_is_faster() and torch.backends.mkldnn.enabled
+    return fits and onednn_is_faster() and bool(torch.backends.mkldnn.enabled)
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
