@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from benchmarks.speed.measure import ONEDNN_OFF, Call, Options, Row, Section, compare, offered, products_of
 from benchmarks.speed.sides import make_policy, plain_log_softmax
 from scope_rlhf.models.kernels import use_fast_kernels
-from scope_rlhf.models.rollout_weights import find_rollout_dtype, rollout_weights
+from scope_rlhf.models.rollout_weights import rollout_weights
 from scope_rlhf.models.sampling import softmax_sampling
 
 GAPS = {"trl": 0.0, "sampler": 1e-4, "merged": 1e-4, "merged" + ONEDNN_OFF: 1e-4, "merged bfloat16": 0.1}
@@ -97,8 +97,6 @@ def compare_shape(shape: str, variants: list[str], options: Options) -> list[Row
 
 
 def run(options: Options) -> list[Section]:
-    has_bf16 = find_rollout_dtype("bfloat16", torch.device(options.device)) is not None
-    variants = [variant for variant in offered(GAPS, options) if has_bf16 or not variant.endswith("bfloat16")]
-    rows = [row for shape in options.shapes for row in compare_shape(shape, variants, options)]
+    rows = [row for shape in options.shapes for row in compare_shape(shape, offered(GAPS, options), options)]
     title = f"sampling of {options.batch} x {options.completion} tokens after {options.prompt}, V {options.vocabulary}"
     return [Section(title, rows)]

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from scope_rlhf.models.products import onednn_is_faster
+from scope_rlhf.models.rollout_weights import find_rollout_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
 ONEDNN_OFF = ", oneDNN off"  # ends the name of a variant with torch's own float32 products
@@ -133,9 +134,16 @@ class Section:
 
 
 def offered(variants: Iterable[str], options: Options) -> list[str]:
-    """Without those with oneDNN off where ours are torch's own products anyway (models/products.py)."""
-    differ = options.device == "cpu" and options.dtype == "float32" and onednn_is_faster()
-    return [name for name in variants if differ or not name.endswith(ONEDNN_OFF)]
+    """Those that say something here: none with oneDNN off where ours are torch's own products anyway
+    (models/products.py), none with bfloat16 where the device has no instructions for it.
+    """
+    differ, device = options.dtype == "float32" and onednn_is_faster(), torch.device(options.device)
+    return [
+        name
+        for name in variants
+        if (not name.endswith(ONEDNN_OFF) or (differ and device.type == "cpu"))
+        and ("bfloat16" not in name or find_rollout_dtype("bfloat16", device) is not None)
+    ]
 
 
 @contextmanager

@@ -35,7 +35,6 @@ from benchmarks.speed.measure import (
     products_of,
     run_python,
 )
-from scope_rlhf.models.rollout_weights import find_rollout_dtype
 
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "trl": ("trl", {}),
@@ -83,9 +82,7 @@ def launch(shape: str, variant: str, options: Options) -> dict[str, Any]:
 
 
 def run(options: Options) -> list[Section]:
-    has_bf16 = find_rollout_dtype("bfloat16", torch.device(options.device)) is not None
-    sides = [side for side in offered(SIDES, options) if has_bf16 or "bfloat16" not in side]
-    rows = []
+    sides, rows = offered(SIDES, options), []
     for shape in options.shapes:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for _ in track(range(options.repetitions), f"step {shape}", console=Console(stderr=True)):

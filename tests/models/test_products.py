@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from scope_rlhf.models import products
 from scope_rlhf.models.kernels import use_fast_kernels
+from scope_rlhf.models.log_prob_head import check_head
 from scope_rlhf.models.products import OneDNNConv1D, OneDNNLinear, onednn_is_faster, use_fast_products
 from scope_rlhf.models.rollout_weights import rollout_weights
 from tests.tiny import SENTENCES, tiny_gpt2, tiny_gptj, tiny_tokenizer
@@ -73,6 +74,7 @@ def test_a_gradient_that_is_one_number_for_all_is_multiplied_right(taken):
     layer(x).sum().backward()  # an expanded gradient, of stride 0
     torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(5, 48))
     torch.testing.assert_close(layer.weight.grad, x.detach().sum(0).expand(96, 48))
+    assert len(taken) == 3
 
 
 def test_a_frozen_layer_keeps_no_input(taken):
@@ -80,7 +82,7 @@ def test_a_frozen_layer_keeps_no_input(taken):
     x = torch.randn(5, 48, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         layer(x)
-    assert kept == [(96, 48)]
+    assert kept == [(96, 48)] and taken
 
 
 @pytest.mark.parametrize("kind", [OneDNNLinear, OneDNNConv1D])
@@ -145,6 +147,13 @@ def test_an_adapter_can_be_added_to_fast_layers(taken):
     use_fast_kernels(model)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True))
     assert sum("lora_A" in name for name in adapted.state_dict()) == 6
+    assert sum(isinstance(module, OneDNNConv1D) for module in adapted.modules()) == 8
+
+
+def test_a_fast_head_is_a_plain_linear_layer_to_the_log_prob_head():
+    check_head(OneDNNLinear(4, 8), "auto")
+    with pytest.raises(ValueError, match="is _Own"):
+        check_head(_Own(4, 8), "auto")
 
 
 def test_copies_and_pickles_are_fast_layers_with_the_same_weights(taken):
@@ -157,7 +166,8 @@ def test_copies_and_pickles_are_fast_layers_with_the_same_weights(taken):
 
 
 class _Own(nn.Linear):
-    pass
+    def forward(self, input):
+        return 2 * super().forward(input)
 
 
 def test_subclasses_and_layers_with_a_forward_of_their_own_stay(taken):
